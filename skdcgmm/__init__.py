@@ -1,0 +1,8 @@
+"""Deep convolutional Gaussian mixture models for images, as scikit-learn estimators."""
+
+from skdcgmm._estimator import DCGMMEstimator
+from skdcgmm.layers import ConvGMM, MaxPool
+
+__version__ = "0.1.0"
+
+__all__ = ["ConvGMM", "DCGMMEstimator", "MaxPool", "__version__"]

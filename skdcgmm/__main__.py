@@ -1,0 +1,109 @@
+"""The demo: a deep stack beside scikit-learn's flat mixture, on the same images."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import (
+    adjusted_rand_score,
+    normalized_mutual_info_score,
+    roc_auc_score,
+)
+from sklearn.mixture import GaussianMixture
+from sklearn.utils import Bunch
+
+from skdcgmm import DCGMMEstimator
+from skdcgmm.datasets import load_images
+from skdcgmm.plotting import plot_images
+
+# Half of the variance of the pixels, the same bound of the variances for both models.
+_REG_COVAR = 0.05
+_N_DRAWN = 40
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Fit, compare, print a table and write a picture."""
+    parser = argparse.ArgumentParser(prog="python -m skdcgmm", description=__doc__)
+    parser.add_argument("--data", default="digits", choices=["digits", "mnist", "fashion_mnist"])
+    parser.add_argument("--data-home", help="folder of the data; default: SKDCGMM_DATA")
+    parser.add_argument("--left-out", type=int, default=8, help="the class of the outliers")
+    parser.add_argument("--output", default="skdcgmm-demo.png", help="the picture to write")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+
+    data = load_images(options.data, data_home=options.data_home)
+    makers: dict[str, Callable[[int], Any]] = {
+        "GaussianMixture (flat)": lambda n: GaussianMixture(
+            n, covariance_type="diag", reg_covar=_REG_COVAR, random_state=options.seed
+        ),
+        "DCGMMEstimator (deep)": lambda n: DCGMMEstimator(
+            n, image_shape=data.image_shape, reg_covar=_REG_COVAR, random_state=options.seed
+        ),
+    }
+    print(
+        f"{options.data}: {len(data.X_train)} training and {len(data.X_test)} test images. "
+        f"Clusters: 10; outliers: class {options.left_out}, left out of training, 49 components.\n"
+    )
+    print(f"{'':24}{'fit s':>8}{'NMI':>8}{'ARI':>8}{'outlier AUC':>13}{'ms a sample':>13}")
+    models = {}
+    for name, make in makers.items():
+        models[name], figures = _measure(make, data, options.left_out)
+        fit_time, nmi, ari, auc, sample_time = figures
+        print(f"{name:24}{fit_time:8.1f}{nmi:8.3f}{ari:8.3f}{auc:13.3f}{sample_time:13.3f}")
+    _draw(models, data, options.output, options.seed)
+    print(f"\nPicture: {options.output}")
+
+
+def _measure(
+    make: Callable[[int], Any], data: Bunch, left_out: int
+) -> tuple[Any, tuple[float, float, float, float, float]]:
+    """Fit a model for outliers and one for clusters; the former and the figures."""
+    start = time.perf_counter()
+    clusters = make(10).fit(data.X_train)
+    fit_time = time.perf_counter() - start
+    labels = clusters.predict(data.X_test)
+    model = make(49).fit(data.X_train[data.y_train != left_out])
+    auc = roc_auc_score(data.y_test == left_out, -model.score_samples(data.X_test))
+    start = time.perf_counter()
+    model.sample(1000)
+    sample_time = time.perf_counter() - start
+    return model, (
+        fit_time,
+        normalized_mutual_info_score(data.y_test, labels),
+        adjusted_rand_score(data.y_test, labels),
+        auc,
+        sample_time,
+    )
+
+
+def _draw(models: dict[str, Any], data: Bunch, path: str, seed: int) -> None:
+    """Write prototypes and samples of both models, and sharpened samples, to one picture."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    flat, deep = models.values()
+    samples, _ = deep.sample(_N_DRAWN)
+    panels: list[tuple[str, NDArray[np.floating[Any]]]] = [
+        ("flat: component means", flat.means_[:_N_DRAWN]),
+        ("deep: parts (means of the first layer)", deep.means_["convgmm1"][:_N_DRAWN]),
+        ("flat: samples", np.random.default_rng(seed).permutation(flat.sample(_N_DRAWN)[0])),
+        ("deep: samples", samples),
+        ("training images", data.X_train[:_N_DRAWN]),
+        ("deep: samples, sharpened", deep.sharpen(samples)),
+    ]
+    with mpl.rc_context({"font.size": 10}):
+        figure = Figure(figsize=(10, 7.5), layout="constrained")
+        for ax, (title, images) in zip(figure.subplots(3, 2).flat, panels, strict=True):
+            side = round(images.shape[1] ** 0.5)
+            plot_images(images, image_shape=(side, side), ax=ax)
+            ax.set_title(title)
+        figure.savefig(path, dpi=100)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""Neighbourhood annealing of the max-component likelihood (Gepperth & Pfülb, 2021).
+
+Components lie on a periodic grid. While the neighbourhood is wide, the winning component draws
+its neighbours along, which keeps components from dying; when it has shrunk, the loss is the
+plain max-component bound of the log-likelihood. Nothing here knows of layers or images.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# Below this radius a neighbour's weight is under 1e-21: the neighbourhood is the identity.
+_POINT_RADIUS = 0.1
+
+
+def grid_shape(n_components: int) -> tuple[int, int]:
+    """The most nearly square a x b grid that holds exactly `n_components`."""
+    a = max(a for a in range(1, math.isqrt(n_components) + 1) if n_components % a == 0)
+    return a, n_components // a
+
+
+def grid_distances(n_components: int) -> Tensor:
+    """Squared distances (K, K) between the cells of the periodic grid."""
+    a, b = grid_shape(n_components)
+    index = torch.arange(n_components)
+    total = torch.zeros(n_components, n_components)
+    for coordinate, period in ((index // b, a), (index % b, b)):
+        difference = (coordinate[:, None] - coordinate).abs()
+        total += torch.minimum(difference, period - difference).square()
+    return total  # (K, K)
+
+
+def neighbourhood(squared_distances: Tensor, radius: float) -> Tensor:
+    """Gaussian weights (K, K) of radius `radius` in grid cells; rows sum to 1."""
+    return torch.softmax(-squared_distances / (2 * radius**2), 1)
+
+
+def annealed_max(scores: Tensor, squared_distances: Tensor, radius: float) -> Tensor:
+    """The largest neighbourhood-averaged score, max_k sum_j g_kj score_j.
+
+    Parameters
+    ----------
+    scores : Tensor of shape (N, K, H, W)
+    squared_distances : Tensor of shape (K, K)
+    radius : float
+
+    Returns
+    -------
+    Tensor of shape (N, H, W)
+    """
+    if radius > _POINT_RADIUS:
+        weights = neighbourhood(squared_distances, radius).to(scores)  # (K, K)
+        scores = torch.einsum("kj,njhw->nkhw", weights, scores)
+    return scores.amax(1)
+
+
+class Schedule(NamedTuple):
+    """Constants of the radius schedule; the defaults are the published ones.
+
+    Attributes
+    ----------
+    radius, final_radius : float
+        First and last radius, in grid cells.
+    rate, final_rate : float
+        First and last learning rate.
+    decay : float
+        Factor of radius and rate at a reduction.
+    tolerance : float
+        A block's relative gain r counts as standstill if -2 tolerance < r < tolerance.
+    """
+
+    radius: float
+    final_radius: float = 0.01
+    rate: float = 0.011
+    final_rate: float = 0.01
+    decay: float = 0.9
+    tolerance: float = 0.05
+
+    @property
+    def n_reductions(self) -> int:
+        """Reductions from the first radius to the last."""
+        return max(0, math.ceil(math.log(self.final_radius / self.radius) / math.log(self.decay)))
+
+
+class ScheduleState(NamedTuple):
+    """Where a schedule stands, and the mean losses of its first and its latest block."""
+
+    radius: float
+    rate: float
+    first: float | None = None
+    last: float | None = None
+
+
+def make_schedule(n_components: int, rate: float) -> Schedule:
+    """The published schedule of a layer: radius from sqrt(2 K) / 4, rate down by a tenth."""
+    radius = max(math.sqrt(2 * n_components) / 4, 0.01)
+    return Schedule(radius=radius, rate=rate, final_rate=rate / 1.1)
+
+
+def start(schedule: Schedule) -> ScheduleState:
+    """The state before the first block."""
+    return ScheduleState(schedule.radius, schedule.rate)
+
+
+def update(
+    schedule: Schedule, state: ScheduleState, loss: float, ceiling: float = math.inf
+) -> ScheduleState:
+    """The state after a block of steps.
+
+    Parameters
+    ----------
+    schedule : Schedule
+    state : ScheduleState
+    loss : float
+        Mean over the block of the loss that training raises.
+    ceiling : float
+        The radius is at most this, standstill or not: a deadline for layers whose inputs keep
+        moving.
+    """
+    radius, rate = state.radius, state.rate
+    if state.first is not None and state.last is not None:
+        # The relative gain (loss - last) / (last - first) without its division, so that a second
+        # block which equals the first is a standstill.
+        gain, progress = loss - state.last, abs(state.last - state.first)
+        tolerance = schedule.tolerance * progress
+        if gain == 0 or -2 * tolerance < gain < tolerance:
+            radius, rate = schedule.decay * radius, schedule.decay * rate
+    first = loss if state.first is None else state.first
+    return ScheduleState(
+        radius=max(min(radius, ceiling), schedule.final_radius),
+        rate=max(rate, schedule.final_rate),
+        first=first,
+        last=loss,
+    )
+
+
+def finished(schedule: Schedule, state: ScheduleState) -> bool:
+    """Whether the radius has reached its floor."""
+    return state.radius <= schedule.final_radius

@@ -1,0 +1,179 @@
+"""What the estimators have in common: between scikit-learn's conventions and the core."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+from tqdm import tqdm
+
+from skdcgmm import _fitting
+from skdcgmm._composition import LayersMixin
+from skdcgmm._network import Network
+from skdcgmm._parameters import FittedParametersMixin
+from skdcgmm._training import LEARNING_RATE, HistoryRow, Progress
+from skdcgmm._validation import Images, answer, check_device, check_images, check_number
+
+OBJECTIVES = ("layerwise",)
+SCORE_METHODS = ("layer",)
+
+
+class BaseDCGMM(FittedParametersMixin, LayersMixin):
+    """Checks, building, training and batched prediction."""
+
+    n_components: int | None
+    objective: str
+    score_method: str
+    reg_covar: float | None
+    max_epochs: int | None
+    batch_size: int
+    learning_rate: float | None
+    tol: float
+    n_iter_no_change: int
+    validation_fraction: float | None
+    warm_start: bool
+    device: str | torch.device
+    verbose: int
+    history_: list[HistoryRow]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A state without tensors on a GPU, so that it can be loaded anywhere."""
+        state = dict(super().__getstate__())
+        if "_network" in state:
+            state["_network"] = copy.deepcopy(self._network).cpu()
+        return state
+
+    @contextmanager
+    def _unchanged_on_failure(self) -> Iterator[None]:
+        before = self.__dict__.copy()
+        try:
+            yield
+        except BaseException:
+            self.__dict__ = before
+            raise
+
+    def _check_parameters(self) -> None:
+        for name, value, choices in (
+            ("objective", self.objective, OBJECTIVES),
+            ("score_method", self.score_method, SCORE_METHODS),
+        ):
+            if value not in choices:
+                raise ValueError(f"{name} must be one of {choices}; got {value!r}.")
+        check_number("n_components", self.n_components, low=1, integer=True, optional="by layers")
+        check_number(
+            "reg_covar", self.reg_covar, low=0, open_low=True, optional="by the variance of X"
+        )
+        check_number(
+            "max_epochs", self.max_epochs, low=1, integer=True, optional="by the size of X"
+        )
+        check_number("batch_size", self.batch_size, low=1, integer=True)
+        check_number(
+            "learning_rate", self.learning_rate, low=0, open_low=True, optional="published"
+        )
+        check_number("tol", self.tol, low=0)
+        check_number("n_iter_no_change", self.n_iter_no_change, low=1, integer=True)
+        check_number(
+            "validation_fraction", self.validation_fraction, low=0, high=1, open_low=True,
+            optional="no validation",
+        )  # fmt: skip
+        check_device(self.device)
+
+    def _build(self, images: Images) -> Network:
+        reserved = set(super().get_params(deep=False))
+        return _fitting.build_stack(self.layers, self.n_components, images, reserved)
+
+    def _start(self, images: Images, rng: np.random.RandomState) -> Network:
+        network = self._build(images)
+        _fitting.initialise(network, images, self.reg_covar, rng)
+        return network.to(check_device(self.device))
+
+    def _earlier_training(self, images: Images) -> tuple[Network | None, Progress | None]:
+        """A copy of the earlier fit for `warm_start`, if its stack is the one asked for."""
+        if self.warm_start and hasattr(self, "_network"):
+            old = self._network_in_place()
+            if _fitting.same_stack(self._build(images), old):
+                return copy.deepcopy(old), self._progress
+        return None, None
+
+    def _train(
+        self,
+        network: Network,
+        progress: Progress | None,
+        images: Images,
+        rng: np.random.RandomState,
+        *,
+        stream: bool = False,
+    ) -> None:
+        """Train the network and, when all has gone well, make it the fitted one."""
+        learning_rate = self.learning_rate or LEARNING_RATE
+        with tqdm(unit="epoch", disable=not self.verbose) as bar:
+
+            def on_epoch(row: HistoryRow) -> None:
+                bar.set_postfix(loss=f"{row['loss']:.4g}", refresh=False)
+                bar.update()
+
+            try:
+                result = _fitting.train_network(
+                    network,
+                    progress,
+                    images,
+                    rng,
+                    stream=stream,
+                    max_epochs=self.max_epochs,
+                    batch_size=self.batch_size,
+                    learning_rate=learning_rate,
+                    tol=self.tol,
+                    n_iter_no_change=self.n_iter_no_change,
+                    validation_fraction=self.validation_fraction,
+                    on_epoch=on_epoch,
+                )
+            except FloatingPointError as error:
+                raise ValueError(
+                    f"learning_rate={learning_rate} made training diverge: {error}. Choose a "
+                    f"smaller one; the default is {LEARNING_RATE}."
+                ) from error
+        channels, height, width = images.shape
+        earlier: list[HistoryRow] = self.history_ if stream and progress else []
+        self.history_ = earlier + result.history
+        self._network, self._progress = network, result.progress
+        self._row_shape = images.row_shape
+        self.image_shape_ = (height, width, channels)
+        self.n_iter_ = len(self.history_)
+        self.converged_ = result.converged
+        self.labels_ = self._map(images, lambda network, x: network.scores(x).argmax(1))
+
+    def _check_fitted_images(self, X: Any) -> Images:
+        check_is_fitted(self)
+        return check_images(self, X, self._network.image_shape, reset=False)
+
+    def _network_in_place(self) -> Network:
+        """The fitted network on the device for it; one that a GPU fitted also works without one."""
+        wanted = "auto" if self.device != "cpu" and not torch.cuda.is_available() else self.device
+        return self._network.to(check_device(wanted))
+
+    def _mixture_name(self, parameter: str, value: int | str) -> str:
+        """The name of a mixture layer given by name or by index."""
+        names = list(self._network.mixtures)
+        if isinstance(value, str) and value in names:
+            return value
+        if isinstance(value, int | np.integer) and -len(names) <= value < len(names):
+            return names[value]
+        raise ValueError(
+            f"{parameter} must be a mixture layer, one of {names} or its index among them; "
+            f"got {value!r}."
+        )
+
+    def _map(self, images: Images, function: Callable[[Network, Tensor], Tensor]) -> NDArray[Any]:
+        network = self._network_in_place()
+        return images.map(lambda x: function(network, x), network.scale, network.numbers_per_image)
+
+    def _apply(self, X: Any, function: Callable[[Network, Tensor], Tensor]) -> Any:
+        """Apply a function of the network and image tensors to X; answer in kind."""
+        return answer(X, self._map(self._check_fitted_images(X), function))

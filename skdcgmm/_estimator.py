@@ -1,0 +1,408 @@
+"""`DCGMMEstimator`: the stack as a scikit-learn clusterer, transformer and density."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
+from sklearn.utils import Tags, check_random_state
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from skdcgmm import _generation
+from skdcgmm._base import BaseDCGMM
+from skdcgmm._network import Network
+from skdcgmm._validation import (
+    Images,
+    answer,
+    check_image_shape,
+    check_images,
+    check_number,
+    make_generator,
+)
+from skdcgmm.layers import Generation
+
+# Draws of deep stacks: the variances of upper layers are bounds rather than estimates.
+_DEEP_TEMPERATURE = 0.1
+
+
+class DCGMMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseDCGMM):
+    """Deep convolutional Gaussian mixture model.
+
+    A stack of mixture layers, linked by convolution and pooling, that clusters, scores, samples
+    and embeds images. It is trained from random initialisation by stochastic gradients. A stack of
+    one layer is a flat Gaussian mixture.
+
+    Parameters
+    ----------
+    n_components : int, default=None
+        Number of top components, that is of clusters. It overrides that of the last of `layers`;
+        None keeps it.
+    layers : str or list, default="auto"
+        The stack from the image upwards: a list of `ConvGMM` and `MaxPool`, or of (name, layer)
+        pairs; the name of a published architecture, "dcgmm-a" to "dcgmm-g"; or "auto", which
+        chooses by image size and number of images: two mixture layers for images, a flat mixture
+        for plain features. Layers without a name are called `convgmm1`, `maxpool1`, `convgmm2`, ...
+    image_shape : (int, int) or (int, int, int), default=None
+        Height, width and, if there are several, channels of the images in the rows of X. None:
+        from X if it has three or four dimensions; rows of a two-dimensional X are then plain
+        features.
+    objective : {"layerwise"}, default="layerwise"
+        What training maximises: each layer's own annealed max-component likelihood.
+    score_method : {"layer"}, default="layer"
+        What `score_samples` returns: "layer" is the log-likelihood of one mixture layer, averaged
+        over its positions.
+    score_layer : int or str, default=-1
+        The mixture layer for `score_method="layer"`: its index among the mixture layers, or name.
+    reg_covar : float, default=None
+        Lower bound of the variances of the first layer, in squared units of X. None: half of the
+        variance of all pixels for images (0.05 for MNIST in 0-1), 1e-6 of it for plain features.
+    max_epochs : int, default=None
+        Largest number of passes over the data. None: enough for 4000 steps, but 5 to 200.
+    batch_size : int, default=100
+        Number of images in a training step.
+    learning_rate : float, default=None
+        First learning rate, independent of the units of X. None is 0.05; the published 0.011 needs
+        three times as many steps.
+    tol : float, default=1e-3
+        Training ends when the epoch's loss (the validation loss if there is one) has not risen by
+        more than `tol` nats for `n_iter_no_change` epochs after annealing has ended.
+    n_iter_no_change : int, default=5
+        Number of epochs without progress that end training.
+    validation_fraction : float, default=None
+        Share of X set aside to judge progress. None judges by the training loss.
+    warm_start : bool, default=False
+        Whether `fit` goes on from the earlier fit, with its annealing done, if the stack is the
+        same.
+    device : str or torch.device, default="auto"
+        Where to compute: "auto" is the GPU if there is one, else the CPU.
+    random_state : int, RandomState instance or None, default=None
+        Seed of initialisation, batches and draws. An int gives the same model in every run on the
+        same machine.
+    verbose : int, default=0
+        1 shows a progress bar.
+
+    Attributes
+    ----------
+    weights_ : dict of str to ndarray of shape (K,) or (rows, columns, K)
+        Mixture weights of each mixture layer. Unshared layers have axes of positions in front,
+        here and below. All four dictionaries of parameters can be assigned to.
+    means_ : dict of str to ndarray of shape (..., K, D)
+        Means; the values of a window are in the order (row, column, channel) of the rows of X,
+        and those of the first layer in units of X.
+    covariances_, precisions_ : dict of str to ndarray of shape (..., K, D) or (..., K)
+        Variances and their inverses; without the last axis if spherical.
+    labels_ : ndarray of shape (n_samples,)
+        Clusters of the images of the last fit.
+    history_ : list of dict
+        One row an epoch: `epoch`, `loss`, `validation_loss`, and each layer's loss and annealing
+        radius, such as `convgmm1__radius`.
+    n_iter_ : int
+        Number of epochs.
+    converged_ : bool
+        Whether training ended by `tol` rather than by `max_epochs`.
+    image_shape_ : (int, int, int)
+        Height, width and channels.
+    n_features_in_ : int
+        Number of values in an image.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Column names, if X was a data frame.
+    n_parameters_ : int
+        Number of free parameters.
+
+    References
+    ----------
+    A. Gepperth, B. Pfülb: Image Modeling with Deep Convolutional Gaussian Mixture Models. IJCNN
+    2021. arXiv:2104.12686.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from skdcgmm import DCGMMEstimator
+    >>> X, _ = load_digits(return_X_y=True)
+    >>> est = DCGMMEstimator(10, image_shape=(8, 8), max_epochs=20, random_state=0).fit(X)
+    >>> est.predict(X).shape, est.sample(3)[0].shape
+    ((1797,), (3, 64))
+    """
+
+    def __init__(
+        self,
+        n_components: int | None = None,
+        *,
+        layers: Any = "auto",
+        image_shape: tuple[int, ...] | None = None,
+        objective: str = "layerwise",
+        score_method: str = "layer",
+        score_layer: int | str = -1,
+        reg_covar: float | None = None,
+        max_epochs: int | None = None,
+        batch_size: int = 100,
+        learning_rate: float | None = None,
+        tol: float = 1e-3,
+        n_iter_no_change: int = 5,
+        validation_fraction: float | None = None,
+        warm_start: bool = False,
+        device: str | torch.device = "auto",
+        random_state: int | np.random.RandomState | None = None,
+        verbose: int = 0,
+    ) -> None:
+        self.n_components = n_components
+        self.layers = layers
+        self.image_shape = image_shape
+        self.objective = objective
+        self.score_method = score_method
+        self.score_layer = score_layer
+        self.reg_covar = reg_covar
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.tol = tol
+        self.n_iter_no_change = n_iter_no_change
+        self.validation_fraction = validation_fraction
+        self.warm_start = warm_start
+        self.device = device
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def fit(self, X: Any, y: Any = None) -> Self:
+        """Fit the stack to images.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features), (n_samples, height, width) or \
+(n_samples, height, width, channels)
+            Images, or plain features. Computations run in double precision if X does.
+        y : Ignored
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError, TypeError
+            If a parameter or X is not as documented, or training diverges. An earlier fit is then
+            left as it was.
+        """
+        with self._unchanged_on_failure():
+            self._check_parameters()
+            images = check_images(self, X, check_image_shape(self.image_shape), reset=True)
+            rng = check_random_state(self.random_state)
+            network, progress = self._earlier_training(images)
+            if network is None:
+                network = self._start(images, rng)
+            self._train(network, progress, images, rng)
+        return self
+
+    def partial_fit(self, X: Any, y: Any = None) -> Self:
+        """Go once over a chunk of images.
+
+        The first chunk fixes the scale of the images and the stack. Annealing follows the published
+        schedule over all chunks: it takes about 4000 steps of `batch_size` images.
+
+        Parameters
+        ----------
+        X : array-like, as in `fit`
+        y : Ignored
+
+        Returns
+        -------
+        self
+        """
+        with self._unchanged_on_failure():
+            self._check_parameters()
+            rng = check_random_state(self.random_state)
+            if hasattr(self, "_network"):
+                images = self._check_fitted_images(X)
+                network, progress = copy.deepcopy(self._network), self._progress
+            else:
+                images = check_images(self, X, check_image_shape(self.image_shape), reset=True)
+                network, progress = self._start(images, rng), None
+            self._train(network, progress, images, rng, stream=True)
+        return self
+
+    def predict(self, X: Any) -> Any:
+        """Cluster of each image: the top component of largest responsibility.
+
+        Parameters
+        ----------
+        X : array-like or Tensor, as in `fit`
+
+        Returns
+        -------
+        ndarray or Tensor of shape (n_samples,)
+        """
+        return self._apply(X, lambda network, x: network.scores(x).argmax(1))
+
+    def predict_proba(self, X: Any) -> Any:
+        """Responsibilities of the top components for each image.
+
+        Parameters
+        ----------
+        X : array-like or Tensor, as in `fit`
+
+        Returns
+        -------
+        ndarray or Tensor of shape (n_samples, n_components)
+        """
+        return self._apply(X, lambda network, x: network.scores(x).softmax(1))
+
+    def transform(self, X: Any) -> Any:
+        """Responsibilities of the top components, as features.
+
+        Parameters
+        ----------
+        X : array-like or Tensor, as in `fit`
+
+        Returns
+        -------
+        ndarray or Tensor of shape (n_samples, n_components)
+        """
+        return self.predict_proba(X)
+
+    def score_samples(self, X: Any) -> Any:
+        """Score of each image by `score_method`.
+
+        Parameters
+        ----------
+        X : array-like or Tensor, as in `fit`
+
+        Returns
+        -------
+        ndarray or Tensor of shape (n_samples,)
+            Nats; for a flat mixture, the log density of each row in units of X.
+        """
+        check_is_fitted(self)
+        layer = self._mixture_name("score_layer", self.score_layer)
+        return self._apply(X, lambda network, x: network.layer_log_prob(x, layer))
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """Mean log density of the images; the larger the better.
+
+        Parameters
+        ----------
+        X : array-like or Tensor, as in `fit`
+        y : Ignored
+
+        Returns
+        -------
+        float
+
+        Raises
+        ------
+        ValueError
+            If the model has no normalised density: a layer-wise one of several layers.
+        """
+        self._check_fitted_images(X)
+        if len(self._network.layers) > 1:
+            raise ValueError(
+                "score is the mean log density, which a stack of several layers trained with "
+                f"objective={self.objective!r} does not have: only a flat mixture does. Compare "
+                "stacks by their clusters, as with GridSearchCV(scoring='adjusted_rand_score')."
+            )
+        return float(np.mean(np.asarray(self.score_samples(X), dtype=np.float64)))
+
+    def sample(
+        self,
+        n_samples: int = 1,
+        *,
+        cluster: int | None = None,
+        temperature: float | None = None,
+        top_s: int | None = None,
+        sharpening_steps: int = 0,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Draw images from the model, from the top layer down.
+
+        A top component is drawn by the mixture weights. A component of an upper layer draws what
+        it saw in training, the responsibilities below; clipped at zero they are the weights by
+        which each position below draws its component. Patches are averaged where they overlap.
+
+        Parameters
+        ----------
+        n_samples : int, default=1
+        cluster : int, default=None
+            The top component of all images; None draws it.
+        temperature : float, default=None
+            Factor of all Gaussian variances: 1 draws from the Gaussians as fitted, 0 takes their
+            means. None is 1 for a flat mixture, whose draws are then exact, and 0.1 for a deep
+            stack, whose upper variances are bounds rather than estimates.
+        top_s : int, default=None
+            Number of likeliest components that may be drawn at a position of a lower layer. None
+            is 1.
+        sharpening_steps : int, default=0
+            Steps of `sharpen` on the top layer's score.
+        random_state : int, RandomState instance or None, default=None
+            Seed of the draws; None is that of the estimator.
+
+        Returns
+        -------
+        images : ndarray of shape (n_samples, ...)
+            In the shape of the rows of X in `fit`.
+        labels : ndarray of shape (n_samples,)
+            The top components.
+        """
+        check_is_fitted(self)
+        network = self._network_in_place()
+        check_number("n_samples", n_samples, low=1, integer=True)
+        n_clusters = network.top.n_components
+        check_number("cluster", cluster, low=0, high=n_clusters, integer=True, optional="drawn")
+        check_number("temperature", temperature, low=0, optional="by the stack")
+        check_number("top_s", top_s, low=1, integer=True, optional="1")
+        if temperature is None:
+            temperature = 1.0 if len(network.layers) == 1 else _DEEP_TEMPERATURE
+        seed = self.random_state if random_state is None else random_state
+        generation = Generation(temperature, top_s or 1, make_generator(seed, network.scale.device))
+        batch_size = Images.batch_size(network.numbers_per_image)
+        images, labels = _generation.sample(network, n_samples, cluster, generation, batch_size)
+        rows = images.permute(0, 2, 3, 1).reshape(n_samples, *self._row_shape).numpy()
+        if sharpening_steps:
+            rows = self.sharpen(rows, n_steps=sharpening_steps)
+        return rows, labels.numpy()
+
+    def sharpen(
+        self, X: Any, *, layer: int | str = -1, n_steps: int = 100, pull: float = 0.0
+    ) -> Any:
+        """Raise a layer's score of images by gradient ascent on their pixels.
+
+        Averaging where windows overlap, and pooling, blur what is drawn. Each step follows the
+        gradient of `score - pull * mean((x - x0)**2)` through all layers up to `layer`; steps that
+        would lower it are taken back and shortened, so there is no rate to choose.
+
+        Parameters
+        ----------
+        X : array-like or Tensor, as in `fit`
+        layer : int or str, default=-1
+            The mixture layer whose score rises: index among the mixture layers, or name.
+        n_steps : int, default=100
+        pull : float, default=0.0
+            Weight of the pull towards the start x0; pixels are scaled to a variance of 0.1.
+
+        Returns
+        -------
+        ndarray or Tensor of the shape of X
+        """
+        check_is_fitted(self)
+        check_number("n_steps", n_steps, low=0, integer=True)
+        check_number("pull", pull, low=0)
+        name = self._mixture_name("layer", layer)
+
+        def rows(network: Network, x: Tensor) -> Tensor:
+            sharp = _generation.sharpen(network, x, name, n_steps, pull)
+            return sharp.permute(0, 2, 3, 1).flatten(1)
+
+        images = self._check_fitted_images(X)
+        return answer(X, self._map(images, rows).reshape(len(images), *images.row_shape))
+
+    @property
+    def _n_features_out(self) -> Any:
+        return self._network.top.n_components
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags

@@ -1,0 +1,152 @@
+"""Gaussians with diagonal precisions, as pure functions of tensors.
+
+Means are (P, K, D): P positions (one if shared), K components, D values in a window, ordered
+(channel, row, column). Root precisions, the inverse standard deviations, are (P, K, D), or
+(P, K, 1) for spherical Gaussians.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from skdcgmm._windows import Size, grid_size, pad, unfold
+
+LOG_2PI = math.log(2 * math.pi)
+
+# The expanded square loses about precision * value^2 * 6e-8 in float32. Inputs are of order one,
+# so beyond this precision scores are computed in double.
+_FLOAT32_PRECISION_LIMIT = 100.0
+
+
+@contextmanager
+def exact_products(device: torch.device) -> Iterator[None]:
+    """Keep a GPU's products out of TF32, whose ten bits the expanded square does not survive."""
+    if device.type != "cuda":
+        yield
+        return
+    cudnn, precision = torch.backends.cudnn, torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with cudnn.flags(enabled=cudnn.enabled, benchmark=cudnn.benchmark, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+def log_prob(
+    x: Tensor, means: Tensor, root_precisions: Tensor, kernel: Size, stride: Size
+) -> Tensor:
+    """Log density of every window of `x` under every component.
+
+    The square is expanded, so that a score is linear in (x, x^2): one convolution where
+    positions share their Gaussians, else one batched matrix product over positions. No
+    difference x - mean is materialised.
+
+    Parameters
+    ----------
+    x : Tensor of shape (N, C, H, W)
+    means : Tensor of shape (P, K, D)
+    root_precisions : Tensor of shape (P, K, D) or (P, K, 1)
+    kernel, stride : (height, width)
+
+    Returns
+    -------
+    Tensor of shape (N, K, rows, columns)
+    """
+    if (
+        x.dtype == torch.float32
+        and not torch.is_grad_enabled()
+        and root_precisions.amax() ** 2 > _FLOAT32_PRECISION_LIMIT
+    ):
+        double = log_prob(x.double(), means.double(), root_precisions.double(), kernel, stride)
+        return double.float()
+    precisions = root_precisions.square()  # (P, K, D or 1)
+    linear = precisions * means  # (P, K, D)
+    quadratic = -precisions / 2  # (P, K, D or 1)
+    constant = root_precisions.log() - (precisions * means.square() + LOG_2PI) / 2  # (P, K, D)
+    size = (x.shape[2], x.shape[3])
+    bias = _window_constants(constant, size, kernel, stride)  # (P, K) or (rows * columns, K)
+    rows, columns = grid_size(size, kernel, stride)
+    if len(means) == 1 and rows * columns > 1:
+        return _convolved(pad(x, kernel, stride), linear[0], quadratic[0], bias, kernel, stride)
+    scores = _multiplied(unfold(x, kernel, stride), linear, quadratic, bias)  # (P, N, K)
+    return scores.permute(1, 2, 0).reshape(len(x), -1, rows, columns)  # (N, K, rows, columns)
+
+
+def _window_constants(constant: Tensor, size: Size, kernel: Size, stride: Size) -> Tensor:
+    """Sum the constants (P, K, D) of the values inside the border: (P, K), or one row a window."""
+    inside = torch.ones(1, 1, *size).to(constant)  # (1, 1, H, W)
+    if pad(inside, kernel, stride) is inside:
+        return constant.sum(2)  # (P, K)
+    seen = unfold(inside, kernel, stride)[:, 0]  # (rows * columns, h * w)
+    by_pixel = constant.view(*constant.shape[:2], -1, seen.shape[1]).sum(2)  # (P, K, h * w)
+    return (by_pixel * seen[:, None]).sum(2)
+
+
+def _convolved(
+    x: Tensor, linear: Tensor, quadratic: Tensor, bias: Tensor, kernel: Size, stride: Size
+) -> Tensor:
+    """Scores of shared components: one convolution of (x, x^2)."""
+    squares = x.square()  # (N, C, H, W)
+    n_channels = x.shape[1]
+    if quadratic.shape[1] == 1 < linear.shape[1]:  # spherical: one precision for all channels
+        squares = squares.sum(1, keepdim=True)  # (N, 1, H, W)
+        quadratic, n_channels = quadratic.expand(-1, kernel[0] * kernel[1]), 1
+    features = torch.cat([x, squares], 1).contiguous(memory_format=torch.channels_last)
+    weight = torch.cat(
+        [
+            linear.reshape(-1, x.shape[1], *kernel),
+            quadratic.reshape(-1, n_channels, *kernel),
+        ],
+        1,
+    )  # (K, C + n_channels, h, w)
+    if len(bias) == 1:
+        return functional.conv2d(features, weight, bias[0], stride)
+    scores = functional.conv2d(features, weight, None, stride)  # (N, K, rows, columns)
+    return scores + bias.T.view(scores.shape[1:])
+
+
+def _multiplied(patches: Tensor, linear: Tensor, quadratic: Tensor, bias: Tensor) -> Tensor:
+    """Scores of each position's own components: patches (P, N, D) to (P, N, K)."""
+    scores = torch.baddbmm(bias[:, None], patches, linear.mT)  # (P, N, K)
+    squares = patches.square()  # (P, N, D)
+    if quadratic.shape[2] == 1 < linear.shape[2]:
+        squares = squares.sum(2, keepdim=True)  # (P, N, 1)
+    return torch.baddbmm(scores, squares, quadratic.mT)
+
+
+def sample(
+    means: Tensor,
+    root_precisions: Tensor,
+    components: Tensor,
+    temperature: float,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """Draw one window from the given component of each position.
+
+    Parameters
+    ----------
+    means : Tensor of shape (P, K, D)
+    root_precisions : Tensor of shape (P, K, D) or (P, K, 1)
+    components : Tensor of shape (rows * columns, N)
+        Component indices.
+    temperature : float
+        Factor of the variances; 0 gives the means.
+
+    Returns
+    -------
+    Tensor of shape (rows * columns, N, D)
+    """
+    position = torch.arange(len(components), device=components.device) % len(means)
+    chosen = means[position[:, None], components]  # (rows * columns, N, D)
+    if temperature == 0:
+        return chosen
+    noise = torch.randn(chosen.shape, generator=generator, dtype=chosen.dtype, device=chosen.device)
+    deviations = math.sqrt(temperature) / root_precisions[position[:, None], components]
+    return chosen + deviations * noise

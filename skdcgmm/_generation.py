@@ -1,0 +1,90 @@
+"""Top-down generation: draws through the stack, and their sharpening."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from skdcgmm import _categorical
+from skdcgmm._network import Network
+from skdcgmm.layers import Generation
+
+# First step size of sharpening, relative to the scale of the layers' inputs, and its factors
+# after a step that raised the score and after one that did not.
+_FIRST_RATE = 0.01
+_FASTER, _SLOWER = 1.5, 0.3
+
+
+@torch.no_grad()
+def sample(
+    network: Network, n_samples: int, cluster: int | None, generation: Generation, batch_size: int
+) -> tuple[Tensor, Tensor]:
+    """Draw images and the top components they came from.
+
+    Parameters
+    ----------
+    network : Network
+    n_samples : int
+    cluster : int or None
+        The top component; None draws it from the mixture weights.
+    generation : Generation
+    batch_size : int
+        Number of images to draw at a time.
+
+    Returns
+    -------
+    images : Tensor of shape (n_samples, C, H, W), on the CPU
+    components : Tensor of shape (n_samples,), on the CPU
+    """
+    weights = network.top.log_weights.exp().flatten()  # (K,)
+    if cluster is None:
+        components = _categorical.sample(weights.expand(n_samples, -1), generation.generator)
+    else:
+        components = torch.full((n_samples,), cluster, device=weights.device)
+    images = [network.down(part, generation).cpu() for part in torch.split(components, batch_size)]
+    return torch.cat(images), components.cpu()
+
+
+def sharpen(network: Network, x: Tensor, layer: str, n_steps: int, pull: float) -> Tensor:
+    """Climb the score of a layer by gradient ascent on pixels.
+
+    Each image has its own step size, which grows after a step that raised its objective
+    `score(x) - pull * mean((x - x0)^2)` and shrinks, without the step, after one that did not.
+    So the objective never falls, and no rate needs tuning.
+
+    Parameters
+    ----------
+    network : Network
+    x : Tensor of shape (N, C, H, W)
+    layer : str
+        The mixture layer whose log-likelihood rises.
+    n_steps : int
+    pull : float
+        Weight of the pull towards the start, with pixels at the layers' scale.
+
+    Returns
+    -------
+    Tensor of shape (N, C, H, W)
+    """
+    start = x
+
+    def value_and_gradient(x: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            distance = ((x - start) / network.scale).square().mean((1, 2, 3))  # (N,)
+            value = network.layer_log_prob(x, layer) - pull * distance  # (N,)
+            (gradient,) = torch.autograd.grad(value.sum(), x)
+        return value.detach(), gradient
+
+    rate = (_FIRST_RATE * network.scale**2).expand(len(x), 1, 1, 1)  # (N, 1, 1, 1)
+    value, gradient = value_and_gradient(x)
+    for _ in range(n_steps):
+        candidate = x + rate * gradient  # (N, C, H, W)
+        new_value, new_gradient = value_and_gradient(candidate)
+        rose = new_value > value  # (N,)
+        value = torch.where(rose, new_value, value)
+        rose = rose[:, None, None, None]  # (N, 1, 1, 1)
+        x = torch.where(rose, candidate, x)
+        gradient = torch.where(rose, new_gradient, gradient)
+        rate = torch.where(rose, _FASTER * rate, _SLOWER * rate)
+    return x

@@ -1,0 +1,296 @@
+"""Training: the published layer-wise objective, and the epochs around any objective."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from skdcgmm import _annealing
+from skdcgmm._annealing import ScheduleState
+from skdcgmm._gaussian import exact_products
+from skdcgmm._network import Network
+from skdcgmm.layers import GaussianEmission, MixtureLayer
+
+HistoryRow = dict[str, float]
+Batches = Callable[[], Iterable[Tensor]]
+
+# Published constants: steps in a block of the radius schedule, learning rates relative to that of
+# the means, and the share of training after which each further layer starts.
+_BLOCK_STEPS = 100
+_ROOT_PRECISION_RATE = 0.1
+_LOGIT_RATE = 0.2
+_DELAY, _MAX_DELAY = 0.1, 0.3
+# A short training shortens the blocks so that all reductions fit in the first share of a layer's
+# time, and no layer anneals longer than the second.
+_ANNEALING_SHARE, _ANNEALING_DEADLINE = 0.6, 0.9
+# Precisions for which the published rates were made. Beyond, the rate of a mean falls as its
+# precision grows, or its steps would overshoot.
+_PUBLISHED_PRECISION = 20.0
+
+# First learning rate and number of steps. The published 0.011 needs about 12 000 steps to the
+# same end.
+LEARNING_RATE = 0.05
+N_STEPS = 4000
+
+
+class Objective(Protocol):
+    """What training needs of an objective."""
+
+    @property
+    def annealed(self) -> bool:
+        """Whether the objective has its final form, so that its values compare."""
+
+    def step(self, x: Tensor) -> None:
+        """Learn from a batch of images (N, C, H, W)."""
+
+    def evaluate(self, x: Tensor) -> Tensor:
+        """The value of each image (N,), without annealing; training raises its mean."""
+
+    def report(self) -> HistoryRow:
+        """Figures of the steps since the last report; `loss` is what training raises."""
+
+
+class LayerProgress(NamedTuple):
+    """Where the training of a layer stands: its schedule, and the block that is under way."""
+
+    state: ScheduleState
+    block_sum: float = 0.0
+    block_steps: int = 0
+
+
+class Progress(NamedTuple):
+    """Where a layer-wise training stands, so that it can go on later."""
+
+    steps: int
+    layers: dict[str, LayerProgress]
+
+
+class _LayerTraining:
+    """One mixture layer's loss, schedule and running sums."""
+
+    def __init__(
+        self, layer: MixtureLayer, first_step: int, n_steps: int, learning_rate: float
+    ) -> None:
+        self.layer = layer
+        self.first_step = first_step
+        self.schedule = _annealing.make_schedule(layer.n_components, learning_rate)
+        self.state = _annealing.start(self.schedule)
+        available = n_steps - first_step
+        share = int(_ANNEALING_SHARE * available / max(1, self.schedule.n_reductions))
+        self._block_length = max(1, min(_BLOCK_STEPS, share))
+        self._deadline = max(1, int(_ANNEALING_DEADLINE * available))
+        self._distances = _annealing.grid_distances(layer.n_components)
+        self._block: list[Tensor] = []
+        self._since_report: list[Tensor] = []
+
+    @property
+    def progress(self) -> LayerProgress:
+        total = torch.stack(self._block).sum().item() if self._block else 0.0
+        return LayerProgress(self.state, total, len(self._block))
+
+    def resume(self, progress: LayerProgress) -> None:
+        self.state = progress.state
+        mean = progress.block_sum / max(1, progress.block_steps)
+        self._block = [self.layer.logits.new_tensor(mean)] * progress.block_steps
+
+    @property
+    def annealed(self) -> bool:
+        return _annealing.finished(self.schedule, self.state)
+
+    def loss(self, scores: Tensor) -> Tensor:
+        self._distances = self._distances.to(scores)
+        return _annealing.annealed_max(scores, self._distances, self.state.radius).mean()
+
+    def record(self, loss: Tensor, step: int) -> None:
+        """Keep the loss of a step; at the end of a block move the schedule."""
+        self._since_report.append(loss)
+        self._block.append(loss)
+        if len(self._block) >= self._block_length:
+            mean = torch.stack(self._block).mean().item()
+            elapsed = min(1.0, (step + 1 - self.first_step) / self._deadline)
+            start, end = self.schedule.radius, self.schedule.final_radius
+            ceiling = end if elapsed == 1 else start * (end / start) ** elapsed
+            self.state = _annealing.update(self.schedule, self.state, mean, ceiling)
+            self._block = []
+
+    def report(self) -> tuple[float, float]:
+        """Mean loss since the last report (nan before the first step), and the radius."""
+        losses, self._since_report = self._since_report, []
+        return torch.stack(losses).mean().item() if losses else math.nan, self.state.radius
+
+
+class Layerwise:
+    """Every mixture layer ascends its own annealed max-component loss (Gepperth & Pfülb, 2021).
+
+    No gradient crosses a layer. Upper layers start later, once the layers below have taken shape.
+
+    Parameters
+    ----------
+    network : Network
+        Trained in place.
+    n_steps : int
+        Planned number of steps, from which the starts of upper layers follow.
+    learning_rate : float
+        First learning rate of the means.
+    progress : Progress or None
+        Where an earlier training of the same network stood.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        n_steps: int,
+        learning_rate: float = LEARNING_RATE,
+        progress: Progress | None = None,
+    ) -> None:
+        self._network = network
+        self._steps = 0
+        self._trainings: dict[str, _LayerTraining] = {}
+        groups = []
+        for index, (name, layer) in enumerate(network.mixtures.items()):
+            first_step = round(n_steps * min(_DELAY * index, _MAX_DELAY))
+            self._trainings[name] = _LayerTraining(layer, first_step, n_steps, learning_rate)
+            # The loss is a mean over positions, of which an unshared mixture sees only one.
+            groups += [
+                {"params": [parameter], "layer": name, "relative": rate * layer.n_mixtures}
+                for parameter, rate in (
+                    (layer.emission.means, 1.0),
+                    (layer.emission.root_precisions, _ROOT_PRECISION_RATE),
+                    (layer.logits, _LOGIT_RATE),
+                )
+            ]
+        if progress is not None:
+            self._steps = progress.steps
+            for name, layer_progress in progress.layers.items():
+                self._trainings[name].resume(layer_progress)
+        self._optimizer = torch.optim.SGD(groups, lr=learning_rate, maximize=True)
+
+    @property
+    def progress(self) -> Progress:
+        """Where the training stands."""
+        layers = {name: training.progress for name, training in self._trainings.items()}
+        return Progress(self._steps, layers)
+
+    @property
+    def annealed(self) -> bool:
+        """Whether the radius of every layer has reached its floor."""
+        return all(training.annealed for training in self._trainings.values())
+
+    def step(self, x: Tensor) -> None:
+        """One step of gradient ascent on every layer that has started."""
+        losses = {}
+        z = self._network.normalise(x)
+        for name, layer in self._network.named_layers():
+            if not isinstance(layer, MixtureLayer):
+                z = layer(z)
+                continue
+            if self._steps < self._trainings[name].first_step:
+                break
+            scores = layer.scores(z)  # (N, K, rows, columns)
+            losses[name] = self._trainings[name].loss(scores)
+            if layer is not self._network.top:
+                z = scores.detach().softmax(1)
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._trainings[group["layer"]].state.rate * group["relative"]
+        self._optimizer.zero_grad()
+        torch.autograd.backward(list(losses.values()))
+        for name in losses:
+            _damp(self._trainings[name].layer.emission)
+        self._optimizer.step()
+        for name, loss in losses.items():
+            self._trainings[name].layer.emission.constrain()
+            self._trainings[name].record(loss.detach(), self._steps)
+        self._steps += 1
+
+    @torch.no_grad()
+    def evaluate(self, x: Tensor) -> Tensor:
+        """Sum over layers of the max-component log-likelihood, averaged over positions, (N,)."""
+        total = x.new_zeros(len(x))
+        for _, layer, z in self._network.climb(self._network.normalise(x)):
+            if isinstance(layer, MixtureLayer):
+                total += layer.scores(z).amax(1).mean((1, 2))
+        return total
+
+    def report(self) -> HistoryRow:
+        """Mean losses since the last report, their sum over the layers that have started, radii."""
+        row: HistoryRow = {"loss": 0.0}
+        for name, training in self._trainings.items():
+            row[f"{name}__loss"], row[f"{name}__radius"] = training.report()
+            if self._steps > training.first_step:
+                row["loss"] += row[f"{name}__loss"]
+        return row
+
+
+@torch.no_grad()
+def _damp(emission: GaussianEmission) -> None:
+    """Scale the gradient of means down where precisions exceed those of the published rates."""
+    gradient = emission.means.grad
+    if gradient is not None and emission.min_variance < 1 / _PUBLISHED_PRECISION:
+        gradient *= (_PUBLISHED_PRECISION / emission.root_precisions.square()).clamp_max(1)
+
+
+def train(
+    objective: Objective,
+    batches: Batches,
+    validation: Batches | None,
+    *,
+    device: torch.device,
+    max_epochs: int,
+    tol: float,
+    n_iter_no_change: int,
+    on_epoch: Callable[[HistoryRow], None],
+) -> tuple[list[HistoryRow], bool]:
+    """Go through the epochs until the objective stands still.
+
+    Parameters
+    ----------
+    objective : Objective
+    batches : callable
+        Makes the batches of an epoch.
+    validation : callable or None
+        Makes the batches of images on which progress is judged; None is the epoch's own mean.
+    device : torch.device
+        Where the batches are.
+    max_epochs : int
+    tol, n_iter_no_change : float, int
+        Training ends when the value has not risen by more than `tol` for this many epochs since
+        annealing ended.
+    on_epoch : callable
+        Called with the history row of each epoch.
+
+    Returns
+    -------
+    history : list of dict
+    converged : bool
+        Whether training ended before `max_epochs`.
+
+    Raises
+    ------
+    FloatingPointError
+        If the loss is not finite.
+    """
+    history: list[HistoryRow] = []
+    best, stale = -math.inf, 0
+    for epoch in range(1, max_epochs + 1):
+        with exact_products(device):
+            for x in batches():
+                objective.step(x)
+            row = {"epoch": epoch, **objective.report()}
+            if validation is not None:
+                values = [objective.evaluate(x) for x in validation()]
+                row["validation_loss"] = torch.cat(values).mean().item()
+        value = row.get("validation_loss", row["loss"])
+        if not math.isfinite(value + row["loss"]):
+            raise FloatingPointError(f"the loss is {value} after epoch {epoch}")
+        history.append(row)
+        on_epoch(row)
+        if objective.annealed:
+            stale = 0 if value > best + tol else stale + 1
+            best = max(best, value)
+        if stale >= n_iter_no_change:
+            return history, True
+    return history, False

@@ -1,0 +1,229 @@
+"""The border: arrays, devices and seeds from a user to torch and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import validate_data
+from torch import Tensor
+
+from skdcgmm._gaussian import exact_products
+from skdcgmm.layers import Shape
+
+FloatArray = NDArray[np.floating[Any]]
+
+EXPECTED_X = (
+    "X must be a dense array or data frame of finite real numbers, of shape (n_samples, "
+    "n_features), (n_samples, height, width) or (n_samples, height, width, channels)."
+)
+
+# Numbers in the tensors that a batch of predictions may fill: bounds the memory of predictions.
+_BATCH_NUMBERS = 2**23
+
+
+@dataclass(frozen=True)
+class Images:
+    """Rows of pixels that become tensors a batch at a time.
+
+    Attributes
+    ----------
+    rows : ndarray of shape (n_samples, height * width * channels)
+    shape : (channels, height, width)
+    row_shape : tuple of int
+        Shape of an image as the user gave it.
+    """
+
+    rows: FloatArray
+    shape: Shape
+    row_shape: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def tensor(self, index: slice | NDArray[np.integer[Any]], like: Tensor) -> Tensor:
+        """Some images (N, C, H, W), copied, with the dtype and device of `like`."""
+        channels, height, width = self.shape
+        rows = torch.from_numpy(np.array(self.rows[index]))
+        x = rows.to(like).view(-1, height, width, channels)  # (N, H, W, C)
+        return x.permute(0, 3, 1, 2)  # (N, C, H, W)
+
+    @staticmethod
+    def batch_size(numbers_per_image: int) -> int:
+        """Number of images whose passes through a network fill a bounded memory."""
+        return max(1, _BATCH_NUMBERS // numbers_per_image)
+
+    def slices(self, size: int) -> Iterator[slice]:
+        """Consecutive slices of at most `size` images."""
+        return (slice(start, start + size) for start in range(0, len(self), size))
+
+    def moments(self) -> tuple[float, float]:
+        """Mean and variance over all pixels, in double precision."""
+        parts = [self.rows[part] for part in self.slices(1000)]
+        mean = sum(part.sum(dtype=np.float64) for part in parts) / self.rows.size
+        squares = sum(np.square(part - mean, dtype=np.float64).sum() for part in parts)
+        return float(mean), float(squares / self.rows.size)
+
+    def map(
+        self, function: Callable[[Tensor], Tensor], like: Tensor, numbers_per_image: int
+    ) -> NDArray[Any]:
+        """Apply a function of image tensors (N, C, H, W) in batches of bounded memory."""
+        with torch.no_grad(), exact_products(like.device):
+            parts = [
+                function(self.tensor(part, like)).cpu().numpy()
+                for part in self.slices(self.batch_size(numbers_per_image))
+            ]
+        return np.concatenate(parts)
+
+
+def check_images(
+    estimator: BaseEstimator, X: Any, image_shape: Shape | None, *, reset: bool
+) -> Images:
+    """Validate X as scikit-learn does, and give it the form of images.
+
+    Parameters
+    ----------
+    estimator : BaseEstimator
+        Whose `n_features_in_` is set (`reset`) or compared.
+    X : array-like or Tensor
+    image_shape : (channels, height, width) or None
+        None: from the shape of X; rows are images of one pixel with n_features channels.
+    reset : bool
+        Whether this is the data that the estimator learns its features from.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If X cannot be such an array.
+    """
+    if isinstance(X, Tensor):
+        X = X.detach().cpu().numpy()
+    try:
+        if not hasattr(X, "ndim"):
+            X = np.asarray(X)
+        row_shape = None
+        if X.ndim in (3, 4):
+            X = np.asarray(X)
+            row_shape = X.shape[1:]
+            image_shape = _check_trailing(row_shape, image_shape)
+            X = X.reshape(len(X), -1)
+        rows = validate_data(
+            estimator,
+            X,
+            dtype=np.float32 if _exact_in_float32(X) else (np.float64, np.float32),
+            reset=reset,
+            ensure_min_samples=2 if reset else 1,
+        )
+    except (ValueError, TypeError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{error} {EXPECTED_X}") from error
+    shape = image_shape or (rows.shape[1], 1, 1)
+    if rows.shape[1] != shape[0] * shape[1] * shape[2]:
+        raise ValueError(
+            f"image_shape={_as_user_shape(shape)} asks for {shape[0] * shape[1] * shape[2]} "
+            f"features a row; X has {rows.shape[1]}. Give image_shape the height, width (and "
+            "channels) of your images, or None for plain features."
+        )
+    return Images(rows, shape, row_shape or rows.shape[1:])
+
+
+def check_image_shape(value: object) -> Shape | None:
+    """The parameter `image_shape` as (channels, height, width)."""
+    if value is None:
+        return None
+    if not isinstance(value, tuple | list) or len(value) not in (2, 3):
+        raise ValueError(
+            "image_shape must be (height, width), (height, width, channels) or None; "
+            f"got {value!r}."
+        )
+    if any(isinstance(side, bool) or not hasattr(side, "__index__") or side < 1 for side in value):
+        raise ValueError(f"image_shape must hold positive integers; got {value!r}.")
+    height, width, channels = (*value, 1)[:3]
+    return int(channels), int(height), int(width)
+
+
+def _as_user_shape(shape: Shape) -> tuple[int, int, int]:
+    return shape[1], shape[2], shape[0]
+
+
+def _check_trailing(trailing: tuple[int, ...], image_shape: Shape | None) -> Shape | None:
+    shape = check_image_shape(trailing) if 0 not in trailing else None
+    if image_shape is not None and shape != image_shape:
+        raise ValueError(
+            f"X has images of shape {trailing}, but image_shape (height, width, channels) is "
+            f"{_as_user_shape(image_shape)}."
+        )
+    return shape
+
+
+def _exact_in_float32(X: object) -> bool:
+    """Whether X is of a type that float32 holds exactly."""
+    dtype = getattr(X, "dtype", None)
+    return isinstance(dtype, np.dtype) and dtype != np.float64 and np.can_cast(dtype, np.float32)
+
+
+def answer(X: object, values: NDArray[Any]) -> Any:
+    """The values as a tensor beside X where X is a tensor."""
+    return torch.from_numpy(values).to(X.device) if isinstance(X, Tensor) else values
+
+
+def check_device(device: Any) -> torch.device:
+    """The parameter `device` as a device that is there.
+
+    Raises
+    ------
+    ValueError
+        If there is no such device.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, TypeError, AssertionError) as error:
+        raise ValueError(
+            f"device must be 'auto', 'cpu', or a GPU that torch finds here, such as 'cuda' or "
+            f"'cuda:0'; got {device!r} ({error})."
+        ) from error
+    return chosen
+
+
+def check_number(
+    name: str,
+    value: Any,
+    *,
+    low: float,
+    high: float = float("inf"),
+    integer: bool = False,
+    open_low: bool = False,
+    optional: str = "",
+) -> None:
+    """Check that a parameter is a number in its range; `optional` says what None means.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the parameter, the range and the value.
+    """
+    if value is None and optional:
+        return
+    kind = "an integer" if integer else "a number"
+    bounds = f"{'>' if open_low else '>='} {low}" + (f" and < {high}" if high < np.inf else "")
+    expected = f"{name} must be {kind} {bounds}" + (f", or None ({optional})" if optional else "")
+    types = (int, np.integer) if integer else (int, float, np.integer, np.floating)
+    if isinstance(value, bool) or not isinstance(value, types):
+        raise TypeError(f"{expected}; got {value!r}.")
+    if not (low < value if open_low else low <= value) or not value < high:
+        raise ValueError(f"{expected}; got {value!r}.")
+
+
+def make_generator(random_state: Any, device: torch.device | str = "cpu") -> torch.Generator:
+    """A torch generator seeded from a scikit-learn `random_state`."""
+    seed = int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
+    return torch.Generator(device=device).manual_seed(seed)

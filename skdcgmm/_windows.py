@@ -1,0 +1,97 @@
+"""Sizes and moves between images and the windows that slide over them.
+
+Every grid of windows covers its input: a last window may reach past the right or bottom
+border, and what it would see there is missing. This file is the authority on shapes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+Size = tuple[int, int]
+
+
+def as_pair(value: int | Size) -> Size:
+    """One number for both sides, or a (height, width) pair."""
+    if isinstance(value, tuple | list):
+        height, width = value
+        return int(height), int(width)
+    return int(value), int(value)
+
+
+def grid_size(size: Size, kernel: Size, stride: Size) -> Size:
+    """Numbers of windows (rows, columns) needed to cover an input of `size`."""
+    rows, columns = (
+        max(0, -(-(n - k) // s)) + 1 for n, k, s in zip(size, kernel, stride, strict=True)
+    )
+    return rows, columns
+
+
+def mean_window_area(size: Size, kernel: Size, stride: Size) -> float:
+    """Pixels that a window holds inside the border, averaged over windows."""
+    area = 1.0
+    for n, k, s, g in zip(size, kernel, stride, grid_size(size, kernel, stride), strict=True):
+        area *= sum(max(0, min(k, n - i * s)) for i in range(g)) / g
+    return area
+
+
+def overhang(size: Size, kernel: Size, stride: Size) -> Size:
+    """Rows and columns by which the last windows reach past the border."""
+    rows, columns = (
+        max(0, (g - 1) * s + k - n)
+        for n, k, s, g in zip(size, kernel, stride, grid_size(size, kernel, stride), strict=True)
+    )
+    return rows, columns
+
+
+def pad(x: Tensor, kernel: Size, stride: Size) -> Tensor:
+    """Append zeros at the right and bottom so that every window is complete."""
+    bottom, right = overhang((x.shape[-2], x.shape[-1]), kernel, stride)
+    return functional.pad(x, (0, right, 0, bottom)) if bottom or right else x
+
+
+def unfold(x: Tensor, kernel: Size, stride: Size) -> Tensor:
+    """The windows of `x` as rows, by position; a view where the windows allow one.
+
+    Parameters
+    ----------
+    x : Tensor of shape (N, C, H, W)
+
+    Returns
+    -------
+    Tensor of shape (P, N, C * kernel height * kernel width)
+        P positions in row-major order.
+    """
+    x = pad(x, kernel, stride)
+    windows = x.unfold(2, kernel[0], stride[0]).unfold(
+        3, kernel[1], stride[1]
+    )  # (N, C, R, Q, h, w)
+    windows = windows.permute(2, 3, 0, 1, 4, 5)  # (R, Q, N, C, h, w)
+    rows, columns, n = windows.shape[:3]
+    return windows.reshape(rows * columns, n, -1)  # (P, N, D)
+
+
+def fold_mean(patches: Tensor, size: Size, kernel: Size, stride: Size) -> Tensor:
+    """Lay patches on their windows and average where they overlap.
+
+    Parameters
+    ----------
+    patches : Tensor of shape (P, N, C * kernel height * kernel width)
+    size : (height, width) of the result
+
+    Returns
+    -------
+    Tensor of shape (N, C, H, W)
+        Pixels under no window, which only strides beyond the kernel leave, are 0.
+    """
+    bottom, right = overhang(size, kernel, stride)
+    padded = (size[0] + bottom, size[1] + right)
+    columns = patches.permute(1, 2, 0)  # (N, D, P)
+    total = functional.fold(columns, padded, kernel, stride=stride)  # (N, C, H + bottom, W + right)
+    ones = torch.ones(1, kernel[0] * kernel[1], columns.shape[2]).to(patches)
+    count = functional.fold(ones, padded, kernel, stride=stride).clamp_min(
+        1
+    )  # (1, 1, H + bottom, W + right)
+    return (total / count)[..., : size[0], : size[1]]  # (N, C, H, W)

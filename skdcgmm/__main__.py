@@ -82,19 +82,19 @@ def _measure(
 
 
 def _draw(models: dict[str, Any], data: Bunch, path: str, seed: int) -> None:
-    """Write prototypes and samples of both models, and sharpened samples, to one picture."""
+    """Write prototypes and samples of both models to one picture."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     flat, deep = models.values()
-    samples, _ = deep.sample(_N_DRAWN)
+    prototypes = [deep.sample(cluster=k, temperature=0)[0][0] for k in range(_N_DRAWN)]
     panels: list[tuple[str, NDArray[np.floating[Any]]]] = [
         ("flat: component means", flat.means_[:_N_DRAWN]),
-        ("deep: parts (means of the first layer)", deep.means_["convgmm1"][:_N_DRAWN]),
+        ("deep: cluster prototypes", np.stack(prototypes)),
         ("flat: samples", np.random.default_rng(seed).permutation(flat.sample(_N_DRAWN)[0])),
-        ("deep: samples", samples),
+        ("deep: samples", deep.sample(_N_DRAWN)[0]),
         ("training images", data.X_train[:_N_DRAWN]),
-        ("deep: samples, sharpened", deep.sharpen(samples)),
+        ("deep: parts (means of the first layer)", deep.means_["convgmm1"][:_N_DRAWN]),
     ]
     with mpl.rc_context({"font.size": 10}):
         figure = Figure(figsize=(10, 7.5), layout="constrained")

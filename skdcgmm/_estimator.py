@@ -7,30 +7,17 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted
-from torch import Tensor
 
-from skdcgmm import _generation
-from skdcgmm._base import BaseDCGMM
-from skdcgmm._network import Network
-from skdcgmm._validation import (
-    Images,
-    answer,
-    check_image_shape,
-    check_images,
-    check_number,
-    make_generator,
-)
-from skdcgmm.layers import Generation
-
-# Draws of deep stacks: the variances of upper layers are bounds rather than estimates.
-_DEEP_TEMPERATURE = 0.1
+from skdcgmm._generative import GenerativeMixin
+from skdcgmm._validation import check_image_shape, check_images
 
 
-class DCGMMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseDCGMM):
+class DCGMMEstimator(
+    ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, GenerativeMixin
+):
     """Deep convolutional Gaussian mixture model.
 
     A stack of mixture layers, linked by convolution and pooling, that clusters, scores, samples
@@ -125,8 +112,8 @@ class DCGMMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
     >>> from skdcgmm import DCGMMEstimator
     >>> X, _ = load_digits(return_X_y=True)
     >>> est = DCGMMEstimator(10, image_shape=(8, 8), max_epochs=20, random_state=0).fit(X)
-    >>> est.predict(X).shape, est.sample(3)[0].shape
-    ((1797,), (3, 64))
+    >>> est.sample(3)[0].shape
+    (3, 64)
     """
 
     def __init__(
@@ -305,98 +292,6 @@ class DCGMMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
                 "stacks by their clusters, as with GridSearchCV(scoring='adjusted_rand_score')."
             )
         return float(np.mean(np.asarray(self.score_samples(X), dtype=np.float64)))
-
-    def sample(
-        self,
-        n_samples: int = 1,
-        *,
-        cluster: int | None = None,
-        temperature: float | None = None,
-        top_s: int | None = None,
-        sharpening_steps: int = 0,
-        random_state: int | np.random.RandomState | None = None,
-    ) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Draw images from the model, from the top layer down.
-
-        A top component is drawn by the mixture weights. A component of an upper layer draws what
-        it saw in training, the responsibilities below; clipped at zero they are the weights by
-        which each position below draws its component. Patches are averaged where they overlap.
-
-        Parameters
-        ----------
-        n_samples : int, default=1
-        cluster : int, default=None
-            The top component of all images; None draws it.
-        temperature : float, default=None
-            Factor of all Gaussian variances: 1 draws from the Gaussians as fitted, 0 takes their
-            means. None is 1 for a flat mixture, whose draws are then exact, and 0.1 for a deep
-            stack, whose upper variances are bounds rather than estimates.
-        top_s : int, default=None
-            Number of likeliest components that may be drawn at a position of a lower layer. None
-            is 1.
-        sharpening_steps : int, default=0
-            Steps of `sharpen` on the top layer's score.
-        random_state : int, RandomState instance or None, default=None
-            Seed of the draws; None is that of the estimator.
-
-        Returns
-        -------
-        images : ndarray of shape (n_samples, ...)
-            In the shape of the rows of X in `fit`.
-        labels : ndarray of shape (n_samples,)
-            The top components.
-        """
-        check_is_fitted(self)
-        network = self._network_in_place()
-        check_number("n_samples", n_samples, low=1, integer=True)
-        n_clusters = network.top.n_components
-        check_number("cluster", cluster, low=0, high=n_clusters, integer=True, optional="drawn")
-        check_number("temperature", temperature, low=0, optional="by the stack")
-        check_number("top_s", top_s, low=1, integer=True, optional="1")
-        if temperature is None:
-            temperature = 1.0 if len(network.layers) == 1 else _DEEP_TEMPERATURE
-        seed = self.random_state if random_state is None else random_state
-        generation = Generation(temperature, top_s or 1, make_generator(seed, network.scale.device))
-        batch_size = Images.batch_size(network.numbers_per_image)
-        images, labels = _generation.sample(network, n_samples, cluster, generation, batch_size)
-        rows = images.permute(0, 2, 3, 1).reshape(n_samples, *self._row_shape).numpy()
-        if sharpening_steps:
-            rows = self.sharpen(rows, n_steps=sharpening_steps)
-        return rows, labels.numpy()
-
-    def sharpen(
-        self, X: Any, *, layer: int | str = -1, n_steps: int = 100, pull: float = 0.0
-    ) -> Any:
-        """Raise a layer's score of images by gradient ascent on their pixels.
-
-        Averaging where windows overlap, and pooling, blur what is drawn. Each step follows the
-        gradient of `score - pull * mean((x - x0)**2)` through all layers up to `layer`; steps that
-        would lower it are taken back and shortened, so there is no rate to choose.
-
-        Parameters
-        ----------
-        X : array-like or Tensor, as in `fit`
-        layer : int or str, default=-1
-            The mixture layer whose score rises: index among the mixture layers, or name.
-        n_steps : int, default=100
-        pull : float, default=0.0
-            Weight of the pull towards the start x0; pixels are scaled to a variance of 0.1.
-
-        Returns
-        -------
-        ndarray or Tensor of the shape of X
-        """
-        check_is_fitted(self)
-        check_number("n_steps", n_steps, low=0, integer=True)
-        check_number("pull", pull, low=0)
-        name = self._mixture_name("layer", layer)
-
-        def rows(network: Network, x: Tensor) -> Tensor:
-            sharp = _generation.sharpen(network, x, name, n_steps, pull)
-            return sharp.permute(0, 2, 3, 1).flatten(1)
-
-        images = self._check_fitted_images(X)
-        return answer(X, self._map(images, rows).reshape(len(images), *images.row_shape))
 
     @property
     def _n_features_out(self) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -45,8 +47,10 @@ def sample(
     return torch.cat(images), components.cpu()
 
 
-def sharpen(network: Network, x: Tensor, layer: str, n_steps: int, pull: float) -> Tensor:
-    """Climb the score of a layer by gradient ascent on pixels.
+def sharpen(
+    network: Network, x: Tensor, score: Callable[[Tensor], Tensor], n_steps: int, pull: float
+) -> Tensor:
+    """Climb a score of images by gradient ascent on pixels.
 
     Each image has its own step size, which grows after a step that raised its objective
     `score(x) - pull * mean((x - x0)^2)` and shrinks, without the step, after one that did not.
@@ -56,8 +60,8 @@ def sharpen(network: Network, x: Tensor, layer: str, n_steps: int, pull: float) 
     ----------
     network : Network
     x : Tensor of shape (N, C, H, W)
-    layer : str
-        The mixture layer whose log-likelihood rises.
+    score : callable
+        From images to scores (N,), such as a log-likelihood of the network.
     n_steps : int
     pull : float
         Weight of the pull towards the start, with pixels at the layers' scale.
@@ -72,7 +76,7 @@ def sharpen(network: Network, x: Tensor, layer: str, n_steps: int, pull: float) 
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             distance = ((x - start) / network.scale).square().mean((1, 2, 3))  # (N,)
-            value = network.layer_log_prob(x, layer) - pull * distance  # (N,)
+            value = score(x) - pull * distance  # (N,)
             (gradient,) = torch.autograd.grad(value.sum(), x)
         return value.detach(), gradient
 

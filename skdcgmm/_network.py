@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from skdcgmm._windows import mean_window_area
 from skdcgmm.layers import Generation, Layer, LayerSpec, MixtureLayer, Shape
 
 NamedSpecs = Sequence[tuple[str, LayerSpec]]
@@ -85,17 +84,26 @@ class Network(nn.Module):
         """Go up from normalised images: each layer's name, itself, and its input."""
         for name, layer in self.named_layers():
             yield name, layer, z
-            z = layer(z)
+            if layer is not self.top:
+                z = layer(z)
 
     def scores(self, x: Tensor) -> Tensor:
         """Log of weight times density of the top components, (N, K)."""
-        for _, layer, z in self.climb(self.normalise(x)):
-            if layer is self.top:
-                return self.top.scores(z).flatten(1)
-        raise AssertionError("unreachable: the top is a layer")
+        *_, (_, _, z) = self.climb(self.normalise(x))
+        return self.top.scores(z).flatten(1)
+
+    def _log_probs(self, x: Tensor) -> Iterator[tuple[str, MixtureLayer, Tensor]]:
+        """Go up: each mixture layer and its log-likelihood, averaged over windows, (N,)."""
+        for name, layer, z in self.climb(self.normalise(x)):
+            if not isinstance(layer, MixtureLayer):
+                continue
+            log_prob = layer.log_prob(z).flatten(1).mean(1)  # (N,)
+            if layer is self.layers[0]:  # to the units of the images
+                log_prob = log_prob - layer.input_shape[0] * layer.window_area * self.scale.log()
+            yield name, layer, log_prob
 
     def layer_log_prob(self, x: Tensor, name: str) -> Tensor:
-        """Log-likelihood of a mixture layer, averaged over its positions, in units of the images.
+        """Log-likelihood of a mixture layer, averaged over its windows, in units of the images.
 
         Parameters
         ----------
@@ -107,15 +115,18 @@ class Network(nn.Module):
         -------
         Tensor of shape (N,)
         """
-        for current, layer, z in self.climb(self.normalise(x)):
-            if current == name:
-                mixture = self.mixtures[name]
-                log_prob = mixture.log_prob(z).flatten(1).mean(1)  # (N,)
-                if layer is self.layers[0]:
-                    area = mean_window_area(layer.input_shape[1:], layer.kernel, layer.stride)
-                    log_prob = log_prob - layer.input_shape[0] * area * self.scale.log()
-                return log_prob
-        raise KeyError(name)
+        return next(log_prob for current, _, log_prob in self._log_probs(x) if current == name)
+
+    def stack_log_prob(self, x: Tensor) -> Tensor:
+        """Sum over mixture layers of the log-likelihoods of their whole inputs, (N,).
+
+        A layer counts its mean over windows as often as windows without overlap would cover its
+        input.
+        """
+        total = torch.zeros_like(x[:, 0, 0, 0])
+        for _, layer, log_prob in self._log_probs(x):
+            total = total + log_prob * (math.prod(layer.input_shape[1:]) / layer.window_area)
+        return total
 
     def down(self, components: Tensor, generation: Generation) -> Tensor:
         """Images (N, C, H, W) drawn from the given top components (N,)."""

@@ -26,19 +26,13 @@ def _lead(layer: MixtureLayer) -> tuple[int, ...]:
 
 def _to_user(values: Tensor, layer: MixtureLayer) -> FloatArray:
     """(P, K, D) in order channel, row, column to (..., K, D) in order row, column, channel."""
-    if values.shape[2] == 1:
-        values = values[..., 0]  # (P, K)
-    else:
-        by_channel = values.view(*values.shape[:2], layer.input_shape[0], -1)  # (P, K, C, pixels)
-        values = by_channel.mT.flatten(2)  # (P, K, D)
-    shape = (*_lead(layer), *values.shape[1:])
-    return values.reshape(shape).cpu().numpy().copy()
+    by_channel = values.view(*values.shape[:2], layer.input_shape[0], -1)  # (P, K, C, pixels)
+    ordered = by_channel.mT.flatten(2)  # (P, K, D)
+    return ordered.reshape(*_lead(layer), *ordered.shape[1:]).cpu().numpy()
 
 
 def _from_user(values: Tensor, like: Tensor, layer: MixtureLayer) -> Tensor:
     """The inverse of `_to_user`, to the shape of `like`."""
-    if like.shape[2] == 1:
-        return values.reshape(like.shape)
     ordered = values.reshape(*like.shape[:2], -1, layer.input_shape[0])  # (P, K, pixels, C)
     return ordered.mT.reshape(like.shape)
 
@@ -65,7 +59,10 @@ def means(layer: MixtureLayer, units: Units) -> FloatArray:
 def covariances(layer: MixtureLayer, units: Units) -> FloatArray:
     """Variances (..., K, D), or (..., K) if spherical."""
     _, scale = units
-    return _to_user((scale / layer.emission.root_precisions.detach()).square(), layer)
+    values = (scale / layer.emission.root_precisions.detach()).square()  # (P, K, D or 1)
+    if layer.emission.spherical:
+        return values.reshape(*_lead(layer), -1).cpu().numpy()
+    return _to_user(values, layer)
 
 
 def set_weights(layer: MixtureLayer, _: Units, values: Tensor) -> None:
@@ -88,7 +85,9 @@ def set_covariances(layer: MixtureLayer, units: Units, values: Tensor) -> None:
         raise ValueError("covariances must be positive.")
     _, scale = units
     roots = layer.emission.root_precisions
-    roots.copy_(_from_user(scale / values.sqrt(), roots, layer))
+    values = scale / values.sqrt()
+    spherical = layer.emission.spherical
+    roots.copy_(values.view(roots.shape) if spherical else _from_user(values, roots, layer))
 
 
 Reader = Callable[[MixtureLayer, Units], FloatArray]

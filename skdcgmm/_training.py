@@ -195,7 +195,10 @@ class Layerwise:
             if layer is not self._network.top:
                 z = scores.detach().softmax(1)
         for group in self._optimizer.param_groups:
-            group["lr"] = self._trainings[group["layer"]].state.rate * group["relative"]
+            training = self._trainings[group["layer"]]
+            # While a layer anneals, unequal weights would starve components that win late.
+            learns = training.annealed or group["params"][0] is not training.layer.logits
+            group["lr"] = training.state.rate * group["relative"] if learns else 0.0
         self._optimizer.zero_grad()
         torch.autograd.backward(list(losses.values()))
         for name in losses:

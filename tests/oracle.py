@@ -78,3 +78,14 @@ def stack_scores(estimator, x):
 def layer_log_prob(scores):
     """Log-likelihood averaged over positions, (N,)."""
     return logsumexp(scores, axis=-1).mean((1, 2))
+
+
+def assert_close(found, expected, n_values, tolerance):
+    """Compare log-likelihoods, relative to their size or to that of their constant part.
+
+    A log-likelihood may pass through zero where its parts, n_values logarithms of 2 pi among them,
+    cancel; no more than those parts' precision is to be had there.
+    """
+    floor = np.log(2 * np.pi) / 2 * n_values
+    error = np.abs(np.asarray(found, dtype=np.float64) - expected)
+    assert (error <= tolerance * np.maximum(np.abs(expected), floor)).all(), error.max()

@@ -72,10 +72,7 @@ def test_fused_scores_equal_the_oracle(dtype, tolerance):
         # The oracle sees what the layer sees: parameters and images rounded to its precision.
         rounded = torch.from_numpy(x).to(dtype).double().numpy()
         expected = np.moveaxis(oracle_scores(layer.double(), rounded), -1, 1)
-        error = np.abs(found.double().numpy() - expected)
-        # Relative to the score, or to its part that no cancellation touches.
-        floor = np.log(2 * np.pi) / 2 * layer.emission.means.shape[2]
-        assert (error <= tolerance * np.maximum(np.abs(expected), floor)).all()
+        oracle.assert_close(found, expected, layer.emission.means.shape[2], tolerance)
 
     check()
 

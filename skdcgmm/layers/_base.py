@@ -9,7 +9,7 @@ import torch
 from sklearn.base import BaseEstimator
 from torch import Tensor, nn
 
-from skdcgmm._windows import Size, as_pair, grid_size
+from skdcgmm._windows import Size, as_pair, grid_size, mean_window_area
 
 Shape = tuple[int, int, int]  # channels, height, width
 
@@ -39,6 +39,7 @@ class Layer(nn.Module):
         self.input_shape = input_shape
         self.kernel, self.stride = kernel, stride
         self.output_shape: Shape = (n_channels, *grid_size(input_shape[1:], kernel, stride))
+        self.window_area = mean_window_area(input_shape[1:], kernel, stride)
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:

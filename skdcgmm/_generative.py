@@ -1,0 +1,121 @@
+"""Methods of the estimators that make images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from skdcgmm import _generation
+from skdcgmm._base import BaseDCGMM
+from skdcgmm._network import Network
+from skdcgmm._validation import Images, answer, check_number, make_generator
+from skdcgmm.layers import Generation
+
+# Draws of deep stacks: the variances of upper layers are bounds rather than estimates.
+_DEEP_TEMPERATURE = 0.1
+
+
+class GenerativeMixin(BaseDCGMM):
+    """Draws from the fitted stack, and their sharpening."""
+
+    random_state: int | np.random.RandomState | None
+
+    def sample(
+        self,
+        n_samples: int = 1,
+        *,
+        cluster: int | None = None,
+        temperature: float | None = None,
+        top_s: int | None = None,
+        sharpening_steps: int = 0,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Draw images from the model, from the top layer down.
+
+        A top component is drawn by the mixture weights. A component of an upper layer draws what
+        it saw in training, the responsibilities below; clipped at zero they are the weights by
+        which each position below draws its component. Patches are averaged where they overlap.
+
+        Parameters
+        ----------
+        n_samples : int, default=1
+        cluster : int, default=None
+            The top component of all images; None draws it.
+        temperature : float, default=None
+            Factor of all Gaussian variances: 1 draws from the Gaussians as fitted, 0 takes their
+            means. None is 1 for a flat mixture, whose draws are then exact, and 0.1 for a deep
+            stack, whose upper variances are bounds rather than estimates.
+        top_s : int, default=None
+            Number of likeliest components that may be drawn at a position of a lower layer. None
+            is 1.
+        sharpening_steps : int, default=0
+            Steps of `sharpen`.
+        random_state : int, RandomState instance or None, default=None
+            Seed of the draws; None is that of the estimator.
+
+        Returns
+        -------
+        images : ndarray of shape (n_samples, ...)
+            In the shape of the rows of X in `fit`.
+        labels : ndarray of shape (n_samples,)
+            The top components.
+        """
+        check_is_fitted(self)
+        network = self._network_in_place()
+        check_number("n_samples", n_samples, low=1, integer=True)
+        n_clusters = network.top.n_components
+        check_number("cluster", cluster, low=0, high=n_clusters, integer=True, optional="drawn")
+        check_number("temperature", temperature, low=0, optional="by the stack")
+        check_number("top_s", top_s, low=1, integer=True, optional="1")
+        if temperature is None:
+            temperature = 1.0 if len(network.layers) == 1 else _DEEP_TEMPERATURE
+        seed = self.random_state if random_state is None else random_state
+        generation = Generation(temperature, top_s or 1, make_generator(seed, network.scale.device))
+        batch_size = Images.batch_size(network.numbers_per_image)
+        images, labels = _generation.sample(network, n_samples, cluster, generation, batch_size)
+        rows = images.permute(0, 2, 3, 1).reshape(n_samples, *self._row_shape).numpy()
+        if sharpening_steps:
+            rows = self.sharpen(rows, n_steps=sharpening_steps)
+        return rows, labels.numpy()
+
+    def sharpen(
+        self, X: Any, *, layer: int | str | None = None, n_steps: int = 100, pull: float = 0.0
+    ) -> Any:
+        """Raise the likelihood of images by gradient ascent on their pixels.
+
+        Averaging where windows overlap, and pooling, blur what is drawn. Each step follows the
+        gradient of `score - pull * mean((x - x0)**2)` through the layers; steps that would lower it
+        are taken back and shortened, so there is no rate to choose.
+
+        Parameters
+        ----------
+        X : array-like or Tensor, as in `fit`
+        layer : int or str, default=None
+            The mixture layer whose log-likelihood is the score: index among the mixture layers, or
+            name. None sums over all layers, each counted once for its whole input.
+        n_steps : int, default=100
+        pull : float, default=0.0
+            Weight of the pull towards the start x0; pixels are scaled to a variance of 0.1.
+
+        Returns
+        -------
+        ndarray or Tensor of the shape of X
+        """
+        check_is_fitted(self)
+        check_number("n_steps", n_steps, low=0, integer=True)
+        check_number("pull", pull, low=0)
+        name = None if layer is None else self._mixture_name("layer", layer)
+
+        def rows(network: Network, x: Tensor) -> Tensor:
+            def score(x: Tensor) -> Tensor:
+                return network.layer_log_prob(x, name) if name else network.stack_log_prob(x)
+
+            sharp = _generation.sharpen(network, x, score, n_steps, pull)
+            return sharp.permute(0, 2, 3, 1).flatten(1)
+
+        images = self._check_fitted_images(X)
+        return answer(X, self._map(images, rows).reshape(len(images), *images.row_shape))

@@ -1,0 +1,145 @@
+"""Each bad input gives an error that names the parameter and the remedy, and harms no fit."""
+
+import numpy as np
+import pytest
+import scipy.sparse
+from sklearn.exceptions import NotFittedError
+
+from skdcgmm import ConvGMM, DCGMMEstimator, MaxPool
+
+TOP = ConvGMM(3)
+
+
+@pytest.fixture(scope="module")
+def est(digits):
+    return DCGMMEstimator(
+        layers=[ConvGMM(3, 4), TOP], image_shape=(8, 8), max_epochs=2, random_state=0
+    ).fit(digits[0])
+
+
+def with_value(X, value):
+    X = X.copy()
+    X[3, 5] = value
+    return X
+
+
+BAD_X = [
+    (lambda X: with_value(X, np.inf), ValueError, "X contains infinity.*finite"),
+    (lambda X: with_value(X, np.nan), ValueError, "NaN.*finite"),
+    (lambda X: X[:, :63], ValueError, "63 features.*64 features"),
+    (lambda X: scipy.sparse.csr_matrix(X), TypeError, "[Ss]parse.*dense"),
+    (lambda X: X + 1j, ValueError, "[Cc]omplex data not supported.*real"),
+    (lambda X: np.full(X.shape, "a"), ValueError, "string.*X must be"),
+    (lambda X: np.full(X.shape, {}, dtype=object), TypeError, "X must be a dense"),
+    (lambda X: X[:0], ValueError, "0 sample.*X must be"),
+    (lambda X: X[0], ValueError, "1D array.*X must be"),
+    (lambda X: X.reshape(-1, 4, 16), ValueError, "image_shape"),
+    (lambda _: [[1.0, 2.0], [1.0]], ValueError, "X must be a dense"),
+]
+
+
+@pytest.mark.parametrize(("make", "error", "message"), BAD_X)
+@pytest.mark.parametrize("method", ["fit", "partial_fit", "predict", "score_samples", "transform"])
+def test_bad_x(est, digits, method, make, error, message):
+    X = digits[0][:50]
+    before, attributes = est.predict_proba(X), est.__dict__.copy()
+    if method == "fit" and "63" in message:
+        message = "image_shape.*64.*63"  # another number of features is news to fit
+    with pytest.raises(error, match=f"(?s){message}"):
+        getattr(est, method)(make(X))
+    assert est.__dict__ == attributes
+    np.testing.assert_array_equal(est.predict_proba(X), before)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "error", "message"),
+    [
+        ({"n_components": 0}, ValueError, "n_components must be an integer >= 1.*got 0"),
+        ({"n_components": 2.5}, TypeError, "n_components must be an integer.*got 2.5"),
+        ({"n_components": 51}, ValueError, "n_components must be at most 50.*Choose fewer"),
+        ({"layers": [ConvGMM(0)]}, ValueError, "convgmm1__n_components must be at least 1"),
+        ({"layers": [ConvGMM("a")]}, TypeError, "convgmm1__n_components must be a positive"),
+        ({"layers": [ConvGMM(201, 4), TOP]}, ValueError, "convgmm1__n_components.*at most 200"),
+        ({"layers": [ConvGMM(51, 4, shared=False), TOP]}, ValueError, "convgmm1.*at most 50"),
+        ({"layers": [ConvGMM(3, 9), TOP]}, ValueError, "convgmm1__kernel_size.*8x8.*smaller"),
+        ({"layers": [ConvGMM(3, (4, 0)), TOP]}, ValueError, "kernel_size must be at least 1"),
+        ({"layers": [ConvGMM(3, (4, 4, 4)), TOP]}, ValueError, "kernel_size must be one integer"),
+        ({"layers": [ConvGMM(3, 4, -1), TOP]}, ValueError, "convgmm1__stride must be at least 1"),
+        ({"layers": [ConvGMM(3, 4, covariance_type="full"), TOP]}, ValueError, "'diag', 'spher"),
+        ({"layers": [ConvGMM(3, 4), MaxPool(3), TOP]}, ValueError, "maxpool1__kernel_size.*2x2"),
+        ({"layers": [ConvGMM(3, 4)]}, ValueError, "end in one position.*kernel_size=None"),
+        ({"layers": [ConvGMM(3, 4), MaxPool(2)]}, ValueError, "begin and end with a ConvGMM"),
+        ({"layers": [MaxPool(2), TOP]}, ValueError, "begin and end with a ConvGMM"),
+        ({"layers": []}, ValueError, "at least one layer"),
+        ({"layers": 5}, TypeError, "layers must be 'auto'.*got 5"),
+        ({"layers": [5]}, TypeError, "ConvGMM and MaxPool.*got 5"),
+        ({"layers": "dcgmm-z"}, ValueError, "'dcgmm-z' is no known stack.*dcgmm-b"),
+        ({"layers": [("a", ConvGMM(3, 4)), ("a", TOP)]}, ValueError, "unique names.*'a'"),
+        ({"layers": [("device", ConvGMM(3, 4)), TOP]}, ValueError, "named 'device'.*another"),
+        ({"layers": [("a__b", ConvGMM(3, 4)), TOP]}, ValueError, "named 'a__b'"),
+        ({"image_shape": (8, 9)}, ValueError, r"image_shape=\(8, 9, 1\).*72.*64"),
+        ({"image_shape": (8,)}, ValueError, "image_shape must be"),
+        ({"image_shape": (8, -8)}, ValueError, "image_shape must hold positive"),
+        ({"objective": "other"}, ValueError, "objective must be one of.*layerwise.*'other'"),
+        ({"score_method": "other"}, ValueError, "score_method must be one of"),
+        ({"device": "tpu9"}, ValueError, "device must be 'auto'.*'tpu9'"),
+        ({"reg_covar": 0}, ValueError, "reg_covar must be a number > 0"),
+        ({"max_epochs": 0}, ValueError, "max_epochs must be an integer >= 1"),
+        ({"batch_size": 0}, ValueError, "batch_size must be an integer >= 1"),
+        ({"learning_rate": -1.0}, ValueError, "learning_rate must be a number > 0"),
+        ({"tol": -1.0}, ValueError, "tol must be a number >= 0"),
+        ({"n_iter_no_change": 0}, ValueError, "n_iter_no_change"),
+        ({"validation_fraction": 1.0}, ValueError, "validation_fraction must be a number > 0 and"),
+    ],
+)
+def test_bad_parameters(est, digits, parameters, error, message):
+    X = digits[0][:50]
+    before = est.predict_proba(X)
+    original = est.get_params(deep=False)
+    est.set_params(**parameters)
+    try:
+        with pytest.raises(error, match=f"(?s){message}"):
+            est.fit(X)
+        np.testing.assert_array_equal(est.predict_proba(X), before)
+    finally:
+        est.set_params(**original)
+
+
+def test_one_sample_is_too_few(digits):
+    with pytest.raises(ValueError, match=r"1 sample.*minimum of 2"):
+        DCGMMEstimator().fit(digits[0][:1])
+
+
+@pytest.mark.parametrize(
+    "method", ["predict", "predict_proba", "transform", "score_samples", "score", "sharpen"]
+)
+def test_methods_need_a_fit(digits, method):
+    with pytest.raises(NotFittedError):
+        getattr(DCGMMEstimator(), method)(digits[0])
+
+
+def test_sample_and_attributes_need_a_fit():
+    with pytest.raises(NotFittedError):
+        DCGMMEstimator().sample()
+    assert not hasattr(DCGMMEstimator(), "means_")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"n_samples": 0}, "n_samples"),
+        ({"cluster": 3}, "cluster must be an integer >= 0 and < 3"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"top_s": 0}, "top_s"),
+        ({"sharpening_steps": -1}, "steps"),
+    ],
+)
+def test_bad_sampling(est, parameters, message):
+    with pytest.raises(ValueError, match=message):
+        est.sample(**parameters)
+
+
+@pytest.mark.parametrize("layer", [2, -3, "top", "maxpool1"])
+def test_unknown_score_layer(est, digits, layer):
+    with pytest.raises(ValueError, match="must be a mixture layer"):
+        est.sharpen(digits[0][:2], layer=layer)

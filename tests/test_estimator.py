@@ -1,0 +1,477 @@
+import copy
+import pickle
+
+import joblib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.base import clone, is_clusterer
+from sklearn.datasets import make_blobs
+from sklearn.metrics import adjusted_rand_score
+from sklearn.mixture import GaussianMixture
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import MinMaxScaler
+
+from skdcgmm import ConvGMM, DCGMMEstimator, MaxPool
+from tests import oracle
+
+
+def deep(**parameters):
+    layers = [ConvGMM(5, kernel_size=3, stride=2), MaxPool(2), ConvGMM(4)]
+    return DCGMMEstimator(
+        **{
+            "layers": layers,
+            "image_shape": (8, 8),
+            "max_epochs": 3,
+            "random_state": 0,
+            **parameters,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def fitted(digits):
+    return deep(max_epochs=20).fit(digits[0])
+
+
+# --- the model against the oracle ---------------------------------------------------------------
+
+
+@st.composite
+def stacks(draw):
+    size = (draw(st.integers(3, 8)), draw(st.integers(3, 8)))
+    channels = draw(st.integers(1, 2))
+    layers = [
+        ConvGMM(
+            draw(st.integers(1, 4)),
+            kernel_size=(draw(st.integers(1, 3)), draw(st.integers(1, 3))),
+            stride=draw(st.integers(1, 2)),
+            covariance_type=draw(st.sampled_from(["diag", "spherical"])),
+            shared=draw(st.booleans()),
+        )
+    ]
+    if draw(st.booleans()):
+        layers.append(MaxPool(1 + draw(st.integers(0, 1)), stride=draw(st.sampled_from([None, 1]))))
+    layers.append(ConvGMM(draw(st.integers(1, 4)), shared=draw(st.booleans())))
+    return layers, (*size, channels), 10.0 ** draw(st.integers(-3, 3)), draw(st.integers(0, 1000))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-10), (np.float32, 1e-5)])
+def test_scores_equal_the_oracle_on_any_stack(dtype, tolerance):
+    @settings(max_examples=30)
+    @given(stacks())
+    def check(case):
+        layers, image_shape, scale, seed = case
+        if any(isinstance(layer, MaxPool) and layer.kernel_size == 2 for layer in layers):
+            image_shape = (*(max(side, 7) for side in image_shape[:2]), image_shape[2])
+        rng = np.random.default_rng(seed)
+        X = (scale * (rng.random((20, *image_shape)) + rng.normal())).astype(dtype)
+        est = DCGMMEstimator(layers=layers, max_epochs=3, batch_size=5, random_state=seed).fit(X)
+        scores = oracle.stack_scores(est, X.astype(np.float64))
+        for name, expected in scores.items():
+            est.score_layer = name
+            log_prob = oracle.layer_log_prob(expected)
+            found = est.score_samples(X)
+            assert found.dtype == dtype
+            oracle.assert_close(found, log_prob, est.means_[name].shape[-1], tolerance)
+        top = scores[name][:, 0, 0]
+        expected = np.exp(top - oracle.logsumexp(top, axis=1, keepdims=True))
+        np.testing.assert_allclose(est.predict_proba(X), expected, atol=20 * tolerance)
+
+    check()
+
+
+@pytest.mark.parametrize("covariance_type", ["diag", "spherical"])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_flat_stack_with_its_parameters_is_a_gaussian_mixture(covariance_type, scale):
+    X, _ = make_blobs(n_samples=300, n_features=5, centers=4, random_state=0)
+    X *= scale
+    flat = GaussianMixture(4, covariance_type=covariance_type, random_state=0).fit(X)
+    layer = ConvGMM(4, covariance_type=covariance_type)
+    est = DCGMMEstimator(layers=[layer], max_epochs=1, random_state=0).fit(X)
+    est.weights_ = {"convgmm1": flat.weights_}
+    est.means_ = {"convgmm1": flat.means_}
+    est.covariances_ = {"convgmm1": flat.covariances_}
+
+    for name in ("weights_", "means_", "covariances_", "precisions_"):
+        np.testing.assert_allclose(getattr(est, name)["convgmm1"], getattr(flat, name))
+    np.testing.assert_allclose(est.score_samples(X), flat.score_samples(X), rtol=1e-10)
+    np.testing.assert_allclose(est.predict_proba(X), flat.predict_proba(X), atol=1e-10)
+    np.testing.assert_array_equal(est.predict(X), flat.predict(X))
+    assert est.score(X) == pytest.approx(flat.score(X))
+    assert est.n_parameters_ == flat._n_parameters()
+
+    n = 20_000
+    drawn, labels = est.sample(n)
+    np.testing.assert_allclose(
+        np.bincount(labels, minlength=4) / n, flat.weights_, atol=5 * 0.5 / n**0.5
+    )
+    for k in range(4):
+        cluster = drawn[labels == k]
+        variance = np.broadcast_to(np.reshape(flat.covariances_[k], -1), 5)
+        error = 5 * np.sqrt(variance / len(cluster))
+        assert (np.abs(cluster.mean(0) - flat.means_[k]) < error).all()
+        np.testing.assert_allclose(cluster.var(0), variance, rtol=5 * (2 / len(cluster)) ** 0.5)
+
+
+def test_float32_scores_survive_tight_components_far_from_the_centre(rng):
+    X = np.float32(rng.normal(size=(100, 3)) * [1e-2, 1, 1] + [3, 0, 0])
+    est = DCGMMEstimator(2, max_epochs=1, random_state=0).fit(X)
+    means = np.float32([[3, 0, 0], [3.01, 1, 1]])
+    est.means_ = {"convgmm1": means}
+    est.covariances_ = {"convgmm1": np.full((2, 3), [1e-4, 1, 1])}
+    expected = oracle.stack_scores(est, np.float64(X)[:, None, None])["convgmm1"]
+    oracle.assert_close(est.score_samples(X), oracle.layer_log_prob(expected), 3, 1e-5)
+
+
+# --- training -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [1.0, 255.0, 1e-3])
+def test_units_do_not_matter(digits, scale):
+    X = digits[0].astype(np.float64)
+    base = deep(layers=[ConvGMM(10)]).fit(X)
+    moved = deep(layers=[ConvGMM(10)]).fit(scale * X + 7 * scale)
+    assert adjusted_rand_score(base.labels_, moved.labels_) == 1
+    shift = X.shape[1] * np.log(scale)
+    np.testing.assert_allclose(
+        moved.score_samples(scale * X + 7 * scale) + shift, base.score_samples(X), rtol=1e-6
+    )
+
+
+def test_flat_layerwise_training_finds_blobs():
+    scores = []
+    for seed in range(5):
+        X, y = make_blobs(n_samples=500, n_features=4, centers=4, random_state=seed)
+        est = DCGMMEstimator(4, random_state=seed).fit(X)
+        scores.append(adjusted_rand_score(y, est.labels_))
+        assert est.history_[-1]["convgmm1__radius"] == 0.01
+    # A single run may end in a local optimum, as one of k-means may.
+    assert np.median(scores) > 0.95
+
+
+def test_weights_become_the_clusters_shares():
+    X, y = make_blobs([600, 200, 200], n_features=4, random_state=0)
+    est = DCGMMEstimator(3, max_epochs=400, n_iter_no_change=400, random_state=0).fit(X)
+    assert adjusted_rand_score(y, est.labels_) == 1
+    np.testing.assert_allclose(sorted(est.weights_["convgmm1"]), [0.2, 0.2, 0.6], atol=0.02)
+
+
+def test_training_ascends_and_anneals_to_the_end(digits):
+    est = deep(max_epochs=40).fit(digits[0])
+    for name in ("convgmm1", "convgmm2"):
+        assert est.history_[-1][f"{name}__radius"] == 0.01
+    assert est.history_[-1]["convgmm1__loss"] > est.history_[0]["convgmm1__loss"]
+    assert len(est.history_) == est.n_iter_ <= 40
+    assert est.converged_ == (est.n_iter_ < 40)
+
+
+def test_upper_layers_start_later(digits):
+    history = deep(max_epochs=20).fit(digits[0]).history_
+    started = [np.isfinite(row["convgmm2__loss"]) for row in history]
+    assert not any(started[:2])
+    assert all(started[3:])
+
+
+def test_same_seed_gives_the_same_model_bit_by_bit(digits):
+    a, b = (deep().fit(digits[0]) for _ in range(2))
+    for name in a.means_:
+        np.testing.assert_array_equal(a.means_[name], b.means_[name])
+        np.testing.assert_array_equal(a.covariances_[name], b.covariances_[name])
+    np.testing.assert_array_equal(a.sample(5)[0], b.sample(5)[0])
+    other = deep(random_state=1).fit(digits[0])
+    assert (other.means_["convgmm1"] != a.means_["convgmm1"]).any()
+
+
+def test_fit_leaves_global_random_states_alone(digits):
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    deep().fit(digits[0]).sample(3)
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    np.testing.assert_array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
+
+
+def test_reg_covar_bounds_the_variances(digits):
+    est = deep(reg_covar=0.08, max_epochs=10).fit(digits[0])
+    assert est.covariances_["convgmm1"].min() >= 0.08 * (1 - 1e-5)
+
+
+def test_early_stopping_on_held_out_images(digits):
+    est = deep(layers=[ConvGMM(4)], max_epochs=200, validation_fraction=0.2, n_iter_no_change=2)
+    est.fit(digits[0])
+    assert est.n_iter_ < 200
+    assert est.converged_
+    assert np.isfinite([row["validation_loss"] for row in est.history_]).all()
+
+
+def test_warm_start_goes_on_where_the_fit_ended(digits):
+    est = deep(warm_start=True, max_epochs=20).fit(digits[0])
+    before = est.means_["convgmm1"]
+    est.set_params(max_epochs=1).fit(digits[0])
+    assert est.history_[0]["convgmm1__radius"] == 0.01  # no new annealing
+    assert 0 < np.abs(est.means_["convgmm1"] - before).max() < 0.2
+    est.set_params(layers=[ConvGMM(3)]).fit(digits[0])  # another stack starts anew
+    assert list(est.means_) == ["convgmm1"]
+    assert est.means_["convgmm1"].shape == (3, 64)
+
+
+def test_partial_fit_anneals_over_the_stream(digits):
+    est = deep(layers=[ConvGMM(4)], batch_size=20)
+    radii = []
+    for _ in range(3):
+        for start in range(0, 1700, 50):  # chunks that are no multiple of a block
+            est.partial_fit(digits[0][start : start + 50])
+            radii.append(est.history_[-1]["convgmm1__radius"])
+    assert radii == sorted(radii, reverse=True)
+    assert radii[-1] < radii[0]
+    assert len(est.history_) == len(radii)
+
+
+def test_a_block_may_span_chunks_of_a_stream(digits):
+    X = digits[0][:100]
+    whole, parts = deep(layers=[ConvGMM(2)], batch_size=1), deep(layers=[ConvGMM(2)], batch_size=1)
+    for _ in range(2):
+        whole.partial_fit(X)
+        for chunk in np.split(X, 20):
+            parts.partial_fit(chunk)
+    # Two hundred steps: the same number of blocks have ended, however they were cut.
+    assert whole._progress.steps == parts._progress.steps == 200
+    assert (
+        whole._progress.layers["convgmm1"].block_steps
+        == parts._progress.layers["convgmm1"].block_steps
+    )
+
+
+def test_divergence_is_reported_and_leaves_the_earlier_fit(digits):
+    est = deep().fit(digits[0])
+    before = est.predict_proba(digits[0])
+    with pytest.raises(ValueError, match=r"learning_rate=1e\+30 made training diverge"):
+        est.set_params(learning_rate=1e30).fit(digits[0])
+    np.testing.assert_array_equal(est.predict_proba(digits[0]), before)
+
+
+def test_constant_images_fit_without_nan():
+    X = np.full((30, 16), 3.0)
+    est = DCGMMEstimator(2, image_shape=(4, 4), layers=[ConvGMM(2, 2), ConvGMM(2)], max_epochs=5)
+    est.fit(X)
+    assert np.isfinite(est.score_samples(X)).all()
+    assert all(np.isfinite(values).all() for values in est.means_.values())
+
+
+# --- the scikit-learn face ----------------------------------------------------------------------
+
+
+def test_is_a_clusterer_with_the_methods_of_a_mixture(fitted, digits):
+    X, _ = digits
+    assert is_clusterer(fitted)
+    np.testing.assert_array_equal(fitted.labels_, fitted.predict(X))
+    np.testing.assert_array_equal(fitted.predict(X), fitted.predict_proba(X).argmax(1))
+    np.testing.assert_array_equal(fitted.transform(X), fitted.predict_proba(X))
+    np.testing.assert_array_equal(clone(fitted).fit_predict(X), fitted.labels_)
+
+
+def test_n_components_overrides_the_top_layer(digits):
+    est = deep(n_components=7).fit(digits[0])
+    assert est.predict_proba(digits[0]).shape[1] == 7
+    assert est.layers[-1].n_components == 4  # the parameter itself is left alone
+
+
+def test_flat_score_is_the_mean_density_and_deep_score_says_why_not(fitted, digits):
+    X, _ = digits
+    flat = deep(layers=[ConvGMM(4)]).fit(X)
+    assert flat.score(X) == pytest.approx(flat.score_samples(X).mean(), rel=1e-5)
+    with pytest.raises(ValueError, match="only a flat mixture does"):
+        fitted.score(X)
+
+
+def test_score_layer_by_index_and_name(fitted, digits):
+    X, _ = digits
+    est = copy.deepcopy(fitted)
+    by_index = [est.set_params(score_layer=i).score_samples(X) for i in (0, 1)]
+    by_name = [est.set_params(score_layer=f"convgmm{i}").score_samples(X) for i in (1, 2)]
+    np.testing.assert_array_equal(by_index, by_name)
+    assert (by_index[0] != by_index[1]).all()
+
+
+def test_named_layers_are_parameters(digits):
+    est = deep(layers=[("parts", ConvGMM(5, 4)), ConvGMM(4)])
+    assert est.get_params()["parts__n_components"] == 5
+    assert est.get_params()["convgmm1__n_components"] == 4
+    est.set_params(parts__n_components=6, convgmm1=ConvGMM(3)).fit(digits[0])
+    assert est.weights_["parts"].shape == (6,)
+    assert est.weights_["convgmm1"].shape == (3,)
+    assert clone(est).get_params().keys() == est.get_params().keys()
+    with pytest.raises(ValueError, match="Invalid parameter 'other'"):
+        est.set_params(other__n_components=1)
+
+
+def test_unshared_parameters_have_axes_of_positions(digits):
+    est = deep(layers=[ConvGMM(5, 4, shared=False, covariance_type="spherical"), ConvGMM(3)])
+    est.fit(digits[0])
+    assert est.weights_["convgmm1"].shape == (2, 2, 5)
+    assert est.means_["convgmm1"].shape == (2, 2, 5, 16)
+    assert est.covariances_["convgmm1"].shape == (2, 2, 5)
+    np.testing.assert_allclose(est.weights_["convgmm1"].sum(-1), 1, rtol=1e-5)
+    means = {"convgmm1": est.means_["convgmm1"] + 1}
+    est.means_ = means
+    np.testing.assert_allclose(est.means_["convgmm1"], means["convgmm1"], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("attribute", "values", "message"),
+    [
+        ("means_", {"other": np.zeros((4, 64))}, "must have keys among"),
+        ("means_", {"convgmm1": np.zeros((4, 63))}, r"of shape \(4, 64\)"),
+        ("means_", {"convgmm1": np.full((4, 64), np.nan)}, "must be finite"),
+        ("weights_", {"convgmm1": [0.5, 0.5, 0.5, -0.5]}, "non-negative and sum to 1"),
+        ("covariances_", {"convgmm1": np.zeros((4, 64))}, "must be positive"),
+    ],
+)
+def test_assigned_parameters_are_checked(digits, attribute, values, message):
+    est = deep(layers=[ConvGMM(4)]).fit(digits[0])
+    before = est.score_samples(digits[0])
+    with pytest.raises(ValueError, match=message):
+        setattr(est, attribute, values)
+    np.testing.assert_array_equal(est.score_samples(digits[0]), before)
+
+
+def test_image_arrays_of_three_and_four_dimensions(digits, rng):
+    X = digits[0]
+    rows = deep().fit(X)
+    images = deep(image_shape=None).fit(X.reshape(-1, 8, 8))
+    np.testing.assert_array_equal(rows.labels_, images.labels_)
+    assert images.image_shape_ == (8, 8, 1)
+    assert images.n_features_in_ == 64
+    assert images.sample(2)[0].shape == (2, 8, 8)
+    np.testing.assert_array_equal(images.predict(X), rows.labels_)  # rows are accepted too
+
+    colour = rng.random((40, 6, 5, 3))
+    est = deep(image_shape=None, layers=[ConvGMM(3, (2, 3)), ConvGMM(2)]).fit(colour)
+    assert est.means_["convgmm1"].shape == (3, 2 * 3 * 3)
+    assert est.sharpen(colour, n_steps=1).shape == colour.shape
+    flat = deep(image_shape=(6, 5, 3), layers=est.layers).fit(colour.reshape(40, -1))
+    np.testing.assert_array_equal(flat.labels_, est.labels_)
+
+
+def test_answers_have_the_type_of_the_input(fitted, digits):
+    X = digits[0]
+    for dtype in (np.float32, np.float64):
+        for method in (fitted.predict_proba, fitted.score_samples, fitted.transform):
+            assert method(X.astype(dtype)).dtype == dtype
+    tensor = torch.from_numpy(X)
+    for method in (fitted.predict, fitted.predict_proba, fitted.score_samples, fitted.sharpen):
+        answer = method(tensor[:5])
+        assert isinstance(answer, torch.Tensor)
+        np.testing.assert_array_equal(answer, method(X[:5]))
+
+
+def test_prediction_in_batches_equals_prediction_at_once(fitted, digits, monkeypatch):
+    X = digits[0][:50]
+    at_once = fitted.score_samples(X)
+    monkeypatch.setattr("skdcgmm._validation._BATCH_NUMBERS", 1)  # one image a batch
+    oracle.assert_close(fitted.score_samples(X), at_once, 5 * 4, 1e-5)
+    assert fitted.sample(3)[0].shape == (3, 64)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda X: X.astype(np.float16),
+        lambda X: (X * 255).astype(np.uint8),
+        lambda X: (X * 255).astype(np.int64),
+        lambda X: np.asfortranarray(X),
+        lambda X: np.repeat(X, 2, axis=0)[::2],
+        lambda X: X[::-1],
+    ],
+)
+def test_layouts_and_types_of_x(digits, make):
+    X = make(digits[0][:200])
+    copied = X.copy()
+    est = deep().fit(X)
+    np.testing.assert_array_equal(X, copied)
+    np.testing.assert_array_equal(est.predict(X), est.labels_)
+
+
+def test_read_only_and_memory_mapped_x(digits, tmp_path):
+    X = digits[0][:200].copy()
+    X.flags.writeable = False
+    expected = deep().fit(X).labels_
+    np.save(tmp_path / "X.npy", X)
+    mapped = np.load(tmp_path / "X.npy", mmap_mode="r")
+    np.testing.assert_array_equal(deep().fit(mapped).labels_, expected)
+
+
+def test_data_frames_in_and_out(digits):
+    X = pd.DataFrame(digits[0], columns=[f"pixel{i}" for i in range(64)])
+    est = deep().set_output(transform="pandas").fit(X)
+    frame = est.transform(X)
+    assert list(frame.columns) == list(est.get_feature_names_out())
+    assert list(frame.columns) == [f"dcgmmestimator{k}" for k in range(4)]
+    assert list(est.feature_names_in_) == list(X.columns)
+
+
+@pytest.mark.parametrize("store", ["pickle", "joblib", "deepcopy"])
+def test_copies_predict_the_same_and_go_on_training(fitted, digits, store, tmp_path):
+    if store == "pickle":
+        copied = pickle.loads(pickle.dumps(fitted))
+    elif store == "joblib":
+        joblib.dump(fitted, tmp_path / "model")
+        copied = joblib.load(tmp_path / "model")
+    else:
+        copied = copy.deepcopy(fitted)
+    X = digits[0]
+    np.testing.assert_array_equal(copied.score_samples(X), fitted.score_samples(X))
+    np.testing.assert_array_equal(copied.sample(3)[0], fitted.sample(3)[0])
+    before = fitted.means_["convgmm1"]
+    copied.partial_fit(X[:100])
+    np.testing.assert_array_equal(fitted.means_["convgmm1"], before)
+
+
+def test_a_fit_for_another_device_predicts_where_there_is_none(fitted, digits):
+    moved = pickle.loads(pickle.dumps(fitted)).set_params(device="cuda")
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    np.testing.assert_array_equal(moved.predict(digits[0]), fitted.labels_)
+
+
+def test_grid_search_over_estimators_stacks_and_layer_parameters(digits):
+    X, y = digits[0][:300], digits[1][:300]
+    search = GridSearchCV(
+        Pipeline([("scale", MinMaxScaler()), ("model", deep())]),
+        [
+            {"model": [GaussianMixture(10, covariance_type="diag", reg_covar=0.05)]},
+            {
+                "model__layers": [
+                    [ConvGMM(5, 4), ConvGMM(10)],
+                    [ConvGMM(5, 3, 1), MaxPool(2), ConvGMM(10)],
+                ],
+                "model__convgmm1__n_components": [4, 6],
+            },
+        ],
+        scoring="adjusted_rand_score",
+        cv=2,
+        error_score="raise",
+    ).fit(X, y)
+    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+    assert len(search.cv_results_["params"]) == 5
+    for row in search.cv_results_["params"][1:]:
+        est = clone(search.estimator).set_params(**row).fit(X)["model"]
+        assert len(est.weights_["convgmm1"]) == row["model__convgmm1__n_components"]
+
+
+def test_progress_bar_only_when_verbose(digits, capsys):
+    deep(verbose=0).fit(digits[0])
+    assert capsys.readouterr().err == ""
+    deep(verbose=1).fit(digits[0])
+    assert "epoch" in capsys.readouterr().err
+
+
+@pytest.mark.gpu
+def test_gpu_scores_equal_those_of_the_cpu(digits):
+    X = digits[0]
+    est = deep(device="cuda", max_epochs=20).fit(X)
+    moved = pickle.loads(pickle.dumps(est)).set_params(device="cpu")
+    np.testing.assert_allclose(est.score_samples(X), moved.score_samples(X), rtol=1e-5)

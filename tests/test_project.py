@@ -1,0 +1,85 @@
+"""The house itself: arrows point down, files stay small, the demo runs."""
+
+import ast
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+import skdcgmm
+from skdcgmm.__main__ import main
+from skdcgmm.plotting import plot_images
+
+PACKAGE = Path(skdcgmm.__file__).parent
+
+# From the bottom up: a module may import only from those before it.
+ORDER = [
+    "_windows", "_categorical", "_annealing", "_gaussian",
+    "layers._base", "layers._emissions", "layers._convgmm", "layers._maxpool", "layers",
+    "_presets", "_network", "_generation", "_training", "_composition", "_parameters",
+    "_validation", "_fitting", "_base", "_generative", "_estimator", "",
+    "datasets", "plotting", "__main__",
+]  # fmt: skip
+
+
+def module_name(path):
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def imports(path):
+    """Names of the modules of the package that a file imports."""
+    found = set()
+    names = {module_name(p) for p in PACKAGE.rglob("*.py")}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "skdcgmm":
+            assert node.level == 0
+            base = node.module.removeprefix("skdcgmm").removeprefix(".")
+            for alias in node.names:
+                full = f"{base}.{alias.name}".strip(".")
+                found.add(full if full in names else base)
+    return found
+
+
+def test_every_module_has_its_place():
+    assert {module_name(path) for path in PACKAGE.rglob("*.py")} == set(ORDER)
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=module_name)
+def test_imports_point_down(path):
+    place = ORDER.index(module_name(path))
+    upward = [name for name in imports(path) if ORDER.index(name) >= place]
+    assert not upward
+    if module_name(path) in ORDER[: ORDER.index("layers._base")]:
+        assert "sklearn" not in path.read_text().replace("scikit-learn", "")
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=module_name)
+def test_files_stay_small(path):
+    assert len(path.read_text().splitlines()) <= 400
+
+
+def test_public_names_are_there():
+    for name in skdcgmm.__all__:
+        assert hasattr(skdcgmm, name)
+
+
+def test_plot_images_lays_out_a_grid():
+    images = np.stack([np.full((2, 3), i / 4) for i in range(5)])
+    ax = plot_images(images, image_shape=(2, 3), n_columns=4)
+    canvas = ax.images[0].get_array()
+    assert canvas.shape == (2 * 3 + 1, 4 * 4 + 1)
+    assert (canvas[1:3, 5:8] == 0.25).all()  # the second image
+    assert (canvas[4:6, 1:4] == 1.0).all()  # the fifth, in the second row
+    colour = plot_images(np.ones((1, 2, 2, 3)), image_shape=(2, 2, 3)).images[0].get_array()
+    assert colour.shape == (4, 4, 3)
+
+
+@pytest.mark.slow
+def test_demo_prints_its_table_and_writes_its_picture(tmp_path, capsys):
+    main(["--output", str(tmp_path / "demo.png")])
+    printed = capsys.readouterr().out
+    assert "GaussianMixture (flat)" in printed
+    assert "DCGMMEstimator (deep)" in printed
+    assert matplotlib.image.imread(tmp_path / "demo.png").shape[0] > 100

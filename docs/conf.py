@@ -9,13 +9,10 @@ release = version = skdcgmm.__version__
 
 extensions = [
     "sphinx.ext.autodoc",
-    "sphinx.ext.autosummary",
     "sphinx.ext.mathjax",
     "numpydoc",
 ]
 exclude_patterns = ["_build"]
-nitpicky = False
-autosummary_generate = True
 numpydoc_show_class_members = False
 html_theme = "pydata_sphinx_theme"
 html_title = "skdcgmm"

@@ -96,7 +96,7 @@ class DCGMMEstimator(
         Height, width and channels.
     n_features_in_ : int
         Number of values in an image.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (n_features,)
         Column names, if X was a data frame.
     n_parameters_ : int
         Number of free parameters.

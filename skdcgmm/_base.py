@@ -172,10 +172,7 @@ class BaseDCGMM(FittedParametersMixin, LayersMixin):
 
     def _map(self, images: Images, function: Callable[[Network, Tensor], Tensor]) -> NDArray[Any]:
         network = self._network_in_place()
-        values = images.map(
-            lambda x: function(network, x), network.scale, network.numbers_per_image
-        )
-        return values.astype(images.rows.dtype, copy=False) if values.dtype.kind == "f" else values
+        return images.map(lambda x: function(network, x), network.scale, network.numbers_per_image)
 
     def _apply(self, X: Any, function: Callable[[Network, Tensor], Tensor]) -> Any:
         """Apply a function of the network and image tensors to X; answer in kind."""

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from sklearn.base import clone
 from torch import Tensor
@@ -82,7 +81,7 @@ def initialise(
         plain = images.shape[1:] == (1, 1)
         reg_covar = variance * (_FEATURE_REG_COVAR if plain else _IMAGE_REG_COVAR)
     scale = (variance / _INTERNAL_VARIANCE) ** 0.5
-    network.to(torch.from_numpy(images.rows[:0].copy()).dtype)
+    network.to(images.dtype)
     network.shift.fill_(mean)
     network.scale.fill_(scale)
     next(iter(network.mixtures.values())).emission.min_variance = reg_covar / scale**2

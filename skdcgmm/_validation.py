@@ -17,8 +17,6 @@ from torch import Tensor
 from skdcgmm._gaussian import exact_products
 from skdcgmm.layers import Shape
 
-FloatArray = NDArray[np.floating[Any]]
-
 EXPECTED_X = (
     "X must be a dense array or data frame of finite real numbers, of shape (n_samples, "
     "n_features), (n_samples, height, width) or (n_samples, height, width, channels)."
@@ -35,17 +33,23 @@ class Images:
     Attributes
     ----------
     rows : ndarray of shape (n_samples, height * width * channels)
+        Of any real type that float32 holds exactly, or float64.
     shape : (channels, height, width)
     row_shape : tuple of int
         Shape of an image as the user gave it.
     """
 
-    rows: FloatArray
+    rows: NDArray[Any]
     shape: Shape
     row_shape: tuple[int, ...]
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type to compute in: double precision for rows in double precision."""
+        return torch.float64 if self.rows.dtype == np.float64 else torch.float32
 
     def tensor(self, index: slice | NDArray[np.integer[Any]], like: Tensor) -> Tensor:
         """Some images (N, C, H, W), copied, with the dtype and device of `like`."""
@@ -67,19 +71,20 @@ class Images:
         """Mean and variance over all pixels, in double precision."""
         parts = [self.rows[part] for part in self.slices(1000)]
         mean = sum(part.sum(dtype=np.float64) for part in parts) / self.rows.size
-        squares = sum(np.square(part - mean, dtype=np.float64).sum() for part in parts)
+        squares = sum(np.square(np.subtract(part, mean, dtype=np.float64)).sum() for part in parts)
         return float(mean), float(squares / self.rows.size)
 
     def map(
         self, function: Callable[[Tensor], Tensor], like: Tensor, numbers_per_image: int
     ) -> NDArray[Any]:
-        """Apply a function of image tensors (N, C, H, W) in batches of bounded memory."""
+        """Apply a function of image tensors (N, C, H, W) in batches of bounded memory.
+
+        Real values are answered in the type to compute in.
+        """
+        slices = self.slices(self.batch_size(numbers_per_image))
         with torch.no_grad(), exact_products(like.device):
-            parts = [
-                function(self.tensor(part, like)).cpu().numpy()
-                for part in self.slices(self.batch_size(numbers_per_image))
-            ]
-        return np.concatenate(parts)
+            values = torch.cat([function(self.tensor(part, like)).cpu() for part in slices])
+        return (values.to(self.dtype) if values.is_floating_point() else values).numpy()
 
 
 def check_images(
@@ -116,7 +121,8 @@ def check_images(
         rows = validate_data(
             estimator,
             X,
-            dtype=np.float32 if _exact_in_float32(X) else (np.float64, np.float32),
+            # Small types stay as they are until a batch is made of them.
+            dtype=None if _exact_in_float32(X) else np.float64,
             reset=reset,
             ensure_min_samples=2 if reset else 1,
         )

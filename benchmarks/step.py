@@ -32,16 +32,17 @@ BATCH_SIZE = 100
 N_CALLS = 3  # in one timing
 
 
-def bare_products(network):
+def bare_products(network, device):
     """The products of (x, x^2) with the parameters, forward and back, on ready operands."""
     operands = []
     for layer in network.mixtures.values():
         n_windows = layer.output_shape[1] * layer.output_shape[2]
         n_mixtures, n_components, n_values = layer.emission.means.shape
         rows = BATCH_SIZE * n_windows // n_mixtures
-        x = torch.rand(n_mixtures, rows, 2 * n_values)
-        scores = torch.rand(n_mixtures, rows, n_components)
-        operands.append((x, torch.rand(n_mixtures, n_components, 2 * n_values), scores))
+        x = torch.rand(n_mixtures, rows, 2 * n_values, device=device)
+        scores = torch.rand(n_mixtures, rows, n_components, device=device)
+        parameters = torch.rand(n_mixtures, n_components, 2 * n_values, device=device)
+        operands.append((x, parameters, scores))
 
     def run():
         for x, parameters, gradient in operands:
@@ -84,7 +85,10 @@ def main():
         network.to(options.device)
         x = torch.rand(BATCH_SIZE, 1, 28, 28, device=options.device)
         objective = Layerwise(network, n_steps=0)  # all layers from the first step on
-        routes = {"step": lambda o=objective, x=x: o.step(x), "products": bare_products(network)}
+        routes = {
+            "step": lambda o=objective, x=x: o.step(x),
+            "products": bare_products(network, options.device),
+        }
         if not options.skip_materialised:
             routes["materialised"] = materialised(network, x)
         for route in routes.values():

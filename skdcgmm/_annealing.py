@@ -53,7 +53,7 @@ def annealed_max(scores: Tensor, squared_distances: Tensor, radius: float) -> Te
     Tensor of shape (N, H, W)
     """
     if radius > _POINT_RADIUS:
-        weights = neighbourhood(squared_distances, radius).to(scores)  # (K, K)
+        weights = neighbourhood(squared_distances, radius)  # (K, K)
         scores = torch.einsum("kj,njhw->nkhw", weights, scores)
     return scores.amax(1)
 
@@ -96,9 +96,8 @@ class ScheduleState(NamedTuple):
 
 
 def make_schedule(n_components: int, rate: float) -> Schedule:
-    """The published schedule of a layer: radius from sqrt(2 K) / 4, rate down by a tenth."""
-    radius = max(math.sqrt(2 * n_components) / 4, 0.01)
-    return Schedule(radius=radius, rate=rate, final_rate=rate / 1.1)
+    """The published schedule of a layer: radius from sqrt(2 K) / 4, rate from 1.1 to 1 parts."""
+    return Schedule(radius=math.sqrt(2 * n_components) / 4, rate=rate, final_rate=rate / 1.1)
 
 
 def start(schedule: Schedule) -> ScheduleState:
@@ -120,14 +119,16 @@ def update(
     ceiling : float
         The radius is at most this, standstill or not: a deadline for layers whose inputs keep
         moving.
+
+    Returns
+    -------
+    ScheduleState
     """
     radius, rate = state.radius, state.rate
     if state.first is not None and state.last is not None:
-        # The relative gain (loss - last) / (last - first) without its division, so that a second
-        # block which equals the first is a standstill.
-        gain, progress = loss - state.last, abs(state.last - state.first)
-        tolerance = schedule.tolerance * progress
-        if gain == 0 or -2 * tolerance < gain < tolerance:
+        gain, progress = loss - state.last, state.last - state.first
+        relative = gain / progress if progress else math.copysign(math.inf, gain) if gain else 0.0
+        if -2 * schedule.tolerance < relative < schedule.tolerance:
             radius, rate = schedule.decay * radius, schedule.decay * rate
     first = loss if state.first is None else state.first
     return ScheduleState(

@@ -18,10 +18,9 @@ from skdcgmm import _fitting
 from skdcgmm._composition import LayersMixin
 from skdcgmm._network import Network
 from skdcgmm._parameters import FittedParametersMixin
-from skdcgmm._training import LEARNING_RATE, HistoryRow, Progress
+from skdcgmm._training import LEARNING_RATE, OBJECTIVES, HistoryRow, Progress
 from skdcgmm._validation import Images, answer, check_device, check_images, check_number
 
-OBJECTIVES = ("layerwise",)
 SCORE_METHODS = ("layer",)
 
 
@@ -31,6 +30,7 @@ class BaseDCGMM(FittedParametersMixin, LayersMixin):
     n_components: int | None
     objective: str
     score_method: str
+    score_layer: int | str
     reg_covar: float | None
     max_epochs: int | None
     batch_size: int
@@ -61,7 +61,7 @@ class BaseDCGMM(FittedParametersMixin, LayersMixin):
 
     def _check_parameters(self) -> None:
         for name, value, choices in (
-            ("objective", self.objective, OBJECTIVES),
+            ("objective", self.objective, tuple(OBJECTIVES)),
             ("score_method", self.score_method, SCORE_METHODS),
         ):
             if value not in choices:
@@ -75,7 +75,7 @@ class BaseDCGMM(FittedParametersMixin, LayersMixin):
         )
         check_number("batch_size", self.batch_size, low=1, integer=True)
         check_number(
-            "learning_rate", self.learning_rate, low=0, open_low=True, optional="published"
+            "learning_rate", self.learning_rate, low=0, open_low=True, optional=f"{LEARNING_RATE}"
         )
         check_number("tol", self.tol, low=0)
         check_number("n_iter_no_change", self.n_iter_no_change, low=1, integer=True)
@@ -86,7 +86,7 @@ class BaseDCGMM(FittedParametersMixin, LayersMixin):
         check_device(self.device)
 
     def _build(self, images: Images) -> Network:
-        reserved = set(super().get_params(deep=False))
+        reserved = set(self.get_params(deep=False))
         return _fitting.build_stack(self.layers, self.n_components, images, reserved)
 
     def _start(self, images: Images, rng: np.random.RandomState) -> Network:
@@ -112,6 +112,7 @@ class BaseDCGMM(FittedParametersMixin, LayersMixin):
         stream: bool = False,
     ) -> None:
         """Train the network and, when all has gone well, make it the fitted one."""
+        self._mixture_name(network, "score_layer", self.score_layer)
         learning_rate = self.learning_rate or LEARNING_RATE
         with tqdm(unit="epoch", disable=not self.verbose) as bar:
 
@@ -125,6 +126,7 @@ class BaseDCGMM(FittedParametersMixin, LayersMixin):
                     progress,
                     images,
                     rng,
+                    objective=self.objective,
                     stream=stream,
                     max_epochs=self.max_epochs,
                     batch_size=self.batch_size,
@@ -140,8 +142,11 @@ class BaseDCGMM(FittedParametersMixin, LayersMixin):
                     f"smaller one; the default is {LEARNING_RATE}."
                 ) from error
         channels, height, width = images.shape
-        earlier: list[HistoryRow] = self.history_ if stream and progress else []
-        self.history_ = earlier + result.history
+        if stream and progress:
+            result.history[0]["epoch"] = len(self.history_) + 1
+            self.history_ = self.history_ + result.history
+        else:
+            self.history_ = result.history
         self._network, self._progress = network, result.progress
         self._row_shape = images.row_shape
         self.image_shape_ = (height, width, channels)
@@ -154,13 +159,17 @@ class BaseDCGMM(FittedParametersMixin, LayersMixin):
         return check_images(self, X, self._network.image_shape, reset=False)
 
     def _network_in_place(self) -> Network:
-        """The fitted network on the device for it; one that a GPU fitted also works without one."""
-        wanted = "auto" if self.device != "cpu" and not torch.cuda.is_available() else self.device
-        return self._network.to(check_device(wanted))
+        """The fitted network on `device`, or where it is if there is no such device here."""
+        try:
+            device = check_device(self.device)
+        except ValueError:  # `fit` reports it; a model from a GPU also works without one
+            return self._network
+        return self._network.to(device)
 
-    def _mixture_name(self, parameter: str, value: int | str) -> str:
+    @staticmethod
+    def _mixture_name(network: Network, parameter: str, value: int | str) -> str:
         """The name of a mixture layer given by name or by index."""
-        names = list(self._network.mixtures)
+        names = list(network.mixtures)
         if isinstance(value, str) and value in names:
             return value
         if isinstance(value, int | np.integer) and -len(names) <= value < len(names):

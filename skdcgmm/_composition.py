@@ -125,6 +125,12 @@ class LayersMixin(BaseEstimator):
         if "layers" in params:
             self.layers = params.pop("layers")
         names = [name for name, _ in self._named_layers()]
+        nested = [key for key in params if "__" in key]
+        if nested and isinstance(self.layers, str):
+            raise ValueError(
+                f"Invalid parameter {nested[0]!r}: layers={self.layers!r} has no layers by name. "
+                "Give layers as a list, such as [ConvGMM(49, 8, 2), ConvGMM(49)]."
+            )
         for name in names:
             if name in params:
                 self._replace_layer(names.index(name), params.pop(name))

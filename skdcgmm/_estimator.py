@@ -11,12 +11,12 @@ from sklearn.base import ClassNamePrefixFeaturesOutMixin, ClusterMixin, Transfor
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from skdcgmm._generative import GenerativeMixin
+from skdcgmm._generative import GenerativeDCGMM
 from skdcgmm._validation import check_image_shape, check_images
 
 
 class DCGMMEstimator(
-    ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, GenerativeMixin
+    ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, GenerativeDCGMM
 ):
     """Deep convolutional Gaussian mixture model.
 
@@ -37,7 +37,7 @@ class DCGMMEstimator(
     image_shape : (int, int) or (int, int, int), default=None
         Height, width and, if there are several, channels of the images in the rows of X. None:
         from X if it has three or four dimensions; rows of a two-dimensional X are then plain
-        features.
+        features, which all share one scale: standardise them first.
     objective : {"layerwise"}, default="layerwise"
         What training maximises: each layer's own annealed max-component likelihood.
     score_method : {"layer"}, default="layer"
@@ -48,6 +48,7 @@ class DCGMMEstimator(
     reg_covar : float, default=None
         Lower bound of the variances of the first layer, in squared units of X. None: half of the
         variance of all pixels for images (0.05 for MNIST in 0-1), 1e-6 of it for plain features.
+        Unlike that of `GaussianMixture`, it is a bound and not added: the published method clips.
     max_epochs : int, default=None
         Largest number of passes over the data. None: enough for 4000 steps, but 5 to 200.
     batch_size : int, default=100
@@ -63,8 +64,8 @@ class DCGMMEstimator(
     validation_fraction : float, default=None
         Share of X set aside to judge progress. None judges by the training loss.
     warm_start : bool, default=False
-        Whether `fit` goes on from the earlier fit, with its annealing done, if the stack is the
-        same.
+        Whether `fit` goes on from the earlier fit, with its annealing where it stood, if the stack
+        is the same; then also in its precision and with its `reg_covar`.
     device : str or torch.device, default="auto"
         Where to compute: "auto" is the GPU if there is one, else the CPU.
     random_state : int, RandomState instance or None, default=None
@@ -77,7 +78,9 @@ class DCGMMEstimator(
     ----------
     weights_ : dict of str to ndarray of shape (K,) or (rows, columns, K)
         Mixture weights of each mixture layer. Unshared layers have axes of positions in front,
-        here and below. All four dictionaries of parameters can be assigned to.
+        here and below, if they have several. Assigning a dictionary, such as
+        `est.means_ = {"convgmm1": means}`, sets the parameters of the layers in it; changing the
+        arrays themselves does not, they are copies.
     means_ : dict of str to ndarray of shape (..., K, D)
         Means; the values of a window are in the order (row, column, channel) of the rows of X,
         and those of the first layer in units of X.
@@ -86,8 +89,8 @@ class DCGMMEstimator(
     labels_ : ndarray of shape (n_samples,)
         Clusters of the images of the last fit.
     history_ : list of dict
-        One row an epoch: `epoch`, `loss`, `validation_loss`, and each layer's loss and annealing
-        radius, such as `convgmm1__radius`.
+        One row an epoch: `epoch`, `loss`, `validation_loss`, and each layer's loss (nan before it
+        starts) and annealing radius, such as `convgmm1__radius`.
     n_iter_ : int
         Number of epochs.
     converged_ : bool
@@ -188,8 +191,10 @@ class DCGMMEstimator(
     def partial_fit(self, X: Any, y: Any = None) -> Self:
         """Go once over a chunk of images.
 
-        The first chunk fixes the scale of the images and the stack. Annealing follows the published
-        schedule over all chunks: it takes about 4000 steps of `batch_size` images.
+        The first chunk fixes the scale of the images and the stack, so let it hold more images than
+        the stack has components, and choose `n_components`. The schedule is spread over about 4000
+        steps of `batch_size` images: a second mixture layer starts after 400 steps, a third after
+        800, and the model is of little use before most steps are done.
 
         Parameters
         ----------
@@ -205,7 +210,7 @@ class DCGMMEstimator(
             rng = check_random_state(self.random_state)
             if hasattr(self, "_network"):
                 images = self._check_fitted_images(X)
-                network, progress = copy.deepcopy(self._network), self._progress
+                network, progress = copy.deepcopy(self._network_in_place()), self._progress
             else:
                 images = check_images(self, X, check_image_shape(self.image_shape), reset=True)
                 network, progress = self._start(images, rng), None
@@ -264,7 +269,7 @@ class DCGMMEstimator(
             Nats; for a flat mixture, the log density of each row in units of X.
         """
         check_is_fitted(self)
-        layer = self._mixture_name("score_layer", self.score_layer)
+        layer = self._mixture_name(self._network, "score_layer", self.score_layer)
         return self._apply(X, lambda network, x: network.layer_log_prob(x, layer))
 
     def score(self, X: Any, y: Any = None) -> float:

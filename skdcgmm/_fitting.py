@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sklearn.base import clone
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 from skdcgmm import _network, _presets
 from skdcgmm._composition import check_layers, name_layers
 from skdcgmm._network import Network
-from skdcgmm._training import N_STEPS, HistoryRow, Layerwise, Progress, train
+from skdcgmm._training import N_STEPS, OBJECTIVES, HistoryRow, Progress, train
 from skdcgmm._validation import Images, make_generator
 from skdcgmm.layers import ConvGMM
 
@@ -44,7 +45,14 @@ def build_stack(
     top = named[-1][1]
     if n_components is not None and isinstance(top, ConvGMM):
         top.set_params(n_components=n_components)
-    network = _network.build(named, images.shape)
+    # First without memory: a component too many may be a million too many.
+    with torch.device("meta"):
+        _check_components(_network.build(named, images.shape), images, n_components)
+    with torch.device("cpu"):
+        return _network.build(named, images.shape)
+
+
+def _check_components(network: Network, images: Images, n_components: int | None) -> None:
     for name, layer in network.mixtures.items():
         n_windows = len(images) * int(np.prod(layer.output_shape[1:])) // layer.n_mixtures
         if layer.n_components > n_windows:
@@ -54,7 +62,6 @@ def build_stack(
                 f"{n_windows}, the number of windows that a mixture sees in {len(images)} images; "
                 f"got {layer.n_components}. Choose fewer components or fit more images."
             )
-    return network
 
 
 def same_stack(new: Network, old: Network) -> bool:
@@ -65,6 +72,7 @@ def same_stack(new: Network, old: Network) -> bool:
             network.image_shape,
             [(layer.kernel, layer.stride) for _, layer in network.named_layers()],
             [parameter.shape for parameter in network.parameters()],
+            [layer.emission.spherical for layer in network.mixtures.values()],
         )
         for network in (new, old)
     ]
@@ -76,6 +84,11 @@ def initialise(
 ) -> None:
     """Scale a network to the images, give it their dtype, and start it at random."""
     mean, variance = images.moments()
+    if not np.isfinite(variance):
+        raise ValueError(
+            "X has values whose variance is beyond double precision. Scale X, for instance with "
+            "sklearn.preprocessing.RobustScaler."
+        )
     variance = variance or 1.0  # constant images
     if reg_covar is None:
         plain = images.shape[1:] == (1, 1)
@@ -102,6 +115,7 @@ def train_network(
     images: Images,
     rng: np.random.RandomState,
     *,
+    objective: str,
     stream: bool,
     max_epochs: int | None,
     batch_size: int,
@@ -127,14 +141,14 @@ def train_network(
     if max_epochs is None:
         max_epochs = min(_MAX_EPOCHS, max(_MIN_EPOCHS, -(-N_STEPS // n_batches)))
     n_steps = N_STEPS if stream else n_batches * max_epochs
-    objective = Layerwise(network, n_steps, learning_rate, progress)
+    training = OBJECTIVES[objective](network, n_steps, learning_rate, progress)
 
     def batches(index: NDArray[np.integer[Any]]) -> Iterator[Tensor]:
         for start in range(0, len(index), batch_size):
             yield images.tensor(index[start : start + batch_size], network.scale)
 
     history, converged = train(
-        objective,
+        training,
         lambda: batches(rng.permutation(kept)),
         (lambda: batches(held_out)) if n_held_out else None,
         device=network.scale.device,
@@ -143,4 +157,5 @@ def train_network(
         n_iter_no_change=n_iter_no_change,
         on_epoch=on_epoch,
     )
-    return Result(history, converged, objective.progress)
+    network.zero_grad(set_to_none=True)
+    return Result(history, converged, training.progress)

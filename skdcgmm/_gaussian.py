@@ -19,24 +19,26 @@ from skdcgmm._windows import Size, grid_size, pad, unfold
 
 LOG_2PI = math.log(2 * math.pi)
 
-# The expanded square loses about precision * value^2 * 6e-8 in float32. Inputs are of order one,
-# so beyond this precision scores are computed in double.
-_FLOAT32_PRECISION_LIMIT = 100.0
-
 
 @contextmanager
 def exact_products(device: torch.device) -> Iterator[None]:
-    """Keep a GPU's products out of TF32, whose ten bits the expanded square does not survive."""
-    if device.type != "cuda":
-        yield
-        return
-    cudnn, precision = torch.backends.cudnn, torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    """Keep products exact and reproducible while in this context.
+
+    The expanded square does not survive the ten bits of TF32, nor those of bfloat16.
+    """
+    precision = torch.get_float32_matmul_precision()
+    if precision != "highest":
+        torch.set_float32_matmul_precision("highest")
     try:
-        with cudnn.flags(enabled=cudnn.enabled, benchmark=cudnn.benchmark, allow_tf32=False):
+        if device.type == "cuda":
+            cudnn = torch.backends.cudnn
+            with cudnn.flags(enabled=cudnn.enabled, deterministic=True, allow_tf32=False):
+                yield
+        else:
             yield
     finally:
-        torch.set_float32_matmul_precision(precision)
+        if precision != "highest":
+            torch.set_float32_matmul_precision(precision)
 
 
 def log_prob(
@@ -59,13 +61,6 @@ def log_prob(
     -------
     Tensor of shape (N, K, rows, columns)
     """
-    if (
-        x.dtype == torch.float32
-        and not torch.is_grad_enabled()
-        and root_precisions.amax() ** 2 > _FLOAT32_PRECISION_LIMIT
-    ):
-        double = log_prob(x.double(), means.double(), root_precisions.double(), kernel, stride)
-        return double.float()
     precisions = root_precisions.square()  # (P, K, D or 1)
     linear = precisions * means  # (P, K, D)
     quadratic = -precisions / 2  # (P, K, D or 1)
@@ -86,6 +81,8 @@ def _window_constants(constant: Tensor, size: Size, kernel: Size, stride: Size) 
         return constant.sum(2)  # (P, K)
     seen = unfold(inside, kernel, stride)[:, 0]  # (rows * columns, h * w)
     by_pixel = constant.view(*constant.shape[:2], -1, seen.shape[1]).sum(2)  # (P, K, h * w)
+    if len(by_pixel) == 1:
+        return seen @ by_pixel[0].mT
     return (by_pixel * seen[:, None]).sum(2)
 
 
@@ -138,6 +135,8 @@ def sample(
         Component indices.
     temperature : float
         Factor of the variances; 0 gives the means.
+    generator : torch.Generator or None
+        On the device of the parameters.
 
     Returns
     -------

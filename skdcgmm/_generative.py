@@ -19,7 +19,7 @@ from skdcgmm.layers import Generation
 _DEEP_TEMPERATURE = 0.1
 
 
-class GenerativeMixin(BaseDCGMM):
+class GenerativeDCGMM(BaseDCGMM):
     """Draws from the fitted stack, and their sharpening."""
 
     random_state: int | np.random.RandomState | None
@@ -30,7 +30,7 @@ class GenerativeMixin(BaseDCGMM):
         *,
         cluster: int | None = None,
         temperature: float | None = None,
-        top_s: int | None = None,
+        top_s: int = 1,
         sharpening_steps: int = 0,
         random_state: int | np.random.RandomState | None = None,
     ) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -49,9 +49,8 @@ class GenerativeMixin(BaseDCGMM):
             Factor of all Gaussian variances: 1 draws from the Gaussians as fitted, 0 takes their
             means. None is 1 for a flat mixture, whose draws are then exact, and 0.1 for a deep
             stack, whose upper variances are bounds rather than estimates.
-        top_s : int, default=None
-            Number of likeliest components that may be drawn at a position of a lower layer. None
-            is 1.
+        top_s : int, default=1
+            Number of likeliest components that may be drawn at a position of a lower layer.
         sharpening_steps : int, default=0
             Steps of `sharpen`.
         random_state : int, RandomState instance or None, default=None
@@ -70,16 +69,18 @@ class GenerativeMixin(BaseDCGMM):
         n_clusters = network.top.n_components
         check_number("cluster", cluster, low=0, high=n_clusters, integer=True, optional="drawn")
         check_number("temperature", temperature, low=0, optional="by the stack")
-        check_number("top_s", top_s, low=1, integer=True, optional="1")
+        check_number("top_s", top_s, low=1, integer=True)
+        check_number("sharpening_steps", sharpening_steps, low=0, integer=True)
         if temperature is None:
             temperature = 1.0 if len(network.layers) == 1 else _DEEP_TEMPERATURE
         seed = self.random_state if random_state is None else random_state
-        generation = Generation(temperature, top_s or 1, make_generator(seed, network.scale.device))
+        generation = Generation(temperature, top_s, make_generator(seed, network.scale.device))
         batch_size = Images.batch_size(network.numbers_per_image)
         images, labels = _generation.sample(network, n_samples, cluster, generation, batch_size)
         rows = images.permute(0, 2, 3, 1).reshape(n_samples, *self._row_shape).numpy()
         if sharpening_steps:
-            rows = self.sharpen(rows, n_steps=sharpening_steps)
+            drawn = Images(rows.reshape(n_samples, -1), network.image_shape, self._row_shape)
+            rows = self._sharpened(drawn, None, sharpening_steps, 0.0)
         return rows, labels.numpy()
 
     def sharpen(
@@ -108,7 +109,13 @@ class GenerativeMixin(BaseDCGMM):
         check_is_fitted(self)
         check_number("n_steps", n_steps, low=0, integer=True)
         check_number("pull", pull, low=0)
-        name = None if layer is None else self._mixture_name("layer", layer)
+        name = None if layer is None else self._mixture_name(self._network, "layer", layer)
+        return answer(X, self._sharpened(self._check_fitted_images(X), name, n_steps, pull))
+
+    def _sharpened(
+        self, images: Images, name: str | None, n_steps: int, pull: float
+    ) -> NDArray[Any]:
+        """Sharpen images for the named layer or the whole stack, in the shape they came in."""
 
         def rows(network: Network, x: Tensor) -> Tensor:
             def score(x: Tensor) -> Tensor:
@@ -117,5 +124,4 @@ class GenerativeMixin(BaseDCGMM):
             sharp = _generation.sharpen(network, x, score, n_steps, pull)
             return sharp.permute(0, 2, 3, 1).flatten(1)
 
-        images = self._check_fitted_images(X)
-        return answer(X, self._map(images, rows).reshape(len(images), *images.row_shape))
+        return self._map(images, rows).reshape(len(images), *images.row_shape)

@@ -80,24 +80,31 @@ class Network(nn.Module):
             assert isinstance(layer, Layer)
             yield name, layer
 
-    def climb(self, z: Tensor) -> Iterator[tuple[str, Layer, Tensor]]:
-        """Go up from normalised images: each layer's name, itself, and its input."""
+    def climb(
+        self, x: Tensor, *, detach: bool = False
+    ) -> Iterator[tuple[str, MixtureLayer, Tensor]]:
+        """Go up from images: each mixture layer's name, itself, and its scores.
+
+        With `detach`, no gradient crosses from a layer to the one below.
+        """
+        z = self.normalise(x)  # (N, C, H, W)
         for name, layer in self.named_layers():
-            yield name, layer, z
-            if layer is not self.top:
+            if isinstance(layer, MixtureLayer):
+                scores = layer.scores(z)  # (N, K, rows, columns)
+                yield name, layer, scores
+                z = (scores.detach() if detach else scores).softmax(1)
+            else:
                 z = layer(z)
 
     def scores(self, x: Tensor) -> Tensor:
         """Log of weight times density of the top components, (N, K)."""
-        *_, (_, _, z) = self.climb(self.normalise(x))
-        return self.top.scores(z).flatten(1)
+        *_, (_, _, scores) = self.climb(x)
+        return scores.flatten(1)
 
     def _log_probs(self, x: Tensor) -> Iterator[tuple[str, MixtureLayer, Tensor]]:
         """Go up: each mixture layer and its log-likelihood, averaged over windows, (N,)."""
-        for name, layer, z in self.climb(self.normalise(x)):
-            if not isinstance(layer, MixtureLayer):
-                continue
-            log_prob = layer.log_prob(z).flatten(1).mean(1)  # (N,)
+        for name, layer, scores in self.climb(x):
+            log_prob = scores.logsumexp(1).mean((1, 2))  # (N,)
             if layer is self.layers[0]:  # to the units of the images
                 log_prob = log_prob - layer.input_shape[0] * layer.window_area * self.scale.log()
             yield name, layer, log_prob

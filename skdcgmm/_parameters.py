@@ -66,9 +66,7 @@ def covariances(layer: MixtureLayer, units: Units) -> FloatArray:
 
 
 def set_weights(layer: MixtureLayer, _: Units, values: Tensor) -> None:
-    """Set the weights, which must be non-negative with sums of 1."""
-    if (values < 0).any() or not torch.allclose(values.sum(-1), torch.ones(()).to(values)):
-        raise ValueError("weights must be non-negative and sum to 1 over components.")
+    """Set the weights."""
     layer.set_weights(values.movedim(-1, 0).reshape(layer.logits.shape))
 
 
@@ -80,11 +78,11 @@ def set_means(layer: MixtureLayer, units: Units, values: Tensor) -> None:
 
 
 def set_covariances(layer: MixtureLayer, units: Units, values: Tensor) -> None:
-    """Set the variances, which must be positive."""
-    if not (values > 0).all():
-        raise ValueError("covariances must be positive.")
+    """Set the variances."""
     _, scale = units
     roots = layer.emission.root_precisions
+    smallest = float(values.min() / scale**2)
+    layer.emission.min_variance = min(layer.emission.min_variance, smallest)
     values = scale / values.sqrt()
     spherical = layer.emission.spherical
     roots.copy_(values.view(roots.shape) if spherical else _from_user(values, roots, layer))
@@ -133,7 +131,9 @@ class FittedParametersMixin:
 
     @precisions_.setter
     def precisions_(self, values: Mapping[str, ArrayLike]) -> None:
-        self.covariances_ = {name: 1 / np.asarray(value) for name, value in values.items()}
+        with np.errstate(divide="ignore"):
+            inverses = {name: 1 / np.asarray(value) for name, value in values.items()}
+        self._write("precisions_", inverses, covariances, set_covariances)
 
     @property
     def n_parameters_(self) -> int:
@@ -156,19 +156,35 @@ class FittedParametersMixin:
         self, name: str, values: Mapping[str, ArrayLike], reader: Reader, writer: Writer
     ) -> None:
         check_is_fitted(self)
+        if not isinstance(values, Mapping):
+            raise TypeError(f"{name} must be a dictionary by layer name; got {type(values)}.")
+        checked = [
+            (*self._layer_units(name, key), self._check_values(name, key, value, reader))
+            for key, value in values.items()
+        ]
+        for layer, units, tensor in checked:
+            writer(layer, units, tensor)
+
+    def _layer_units(self, name: str, layer_name: str) -> tuple[MixtureLayer, Units]:
         mixtures = self._network.mixtures
-        for layer_name, value in values.items():
-            if layer_name not in mixtures:
-                raise ValueError(
-                    f"{name} must have keys among {list(mixtures)}; got {layer_name!r}."
-                )
-            layer = mixtures[layer_name]
-            array = np.array(value, dtype=np.float64)
-            units = _units(self._network, layer)
-            expected = reader(layer, units).shape
-            if array.shape != expected or not np.isfinite(array).all():
-                raise ValueError(
-                    f"{name}[{layer_name!r}] must be finite and of shape {expected}; got shape "
-                    f"{array.shape}{'' if np.isfinite(array).all() else ' with nan or inf'}."
-                )
-            writer(layer, units, torch.from_numpy(array).to(self._network.scale))
+        if layer_name not in mixtures:
+            raise ValueError(f"{name} must have keys among {list(mixtures)}; got {layer_name!r}.")
+        return mixtures[layer_name], _units(self._network, mixtures[layer_name])
+
+    def _check_values(self, name: str, layer_name: str, value: ArrayLike, reader: Reader) -> Tensor:
+        """New values of a parameter, finite, of its shape and in its range."""
+        parameter = f"{name}[{layer_name!r}]"
+        array = np.array(value, dtype=np.float64)
+        expected = reader(*self._layer_units(name, layer_name)).shape
+        if array.shape != expected:
+            raise ValueError(f"{parameter} must be of shape {expected}; got shape {array.shape}.")
+        if not np.isfinite(array).all():
+            raise ValueError(f"{parameter} must be finite; got nan or inf.")
+        if reader is weights and (array.min() < 0 or not np.allclose(array.sum(-1), 1, atol=1e-5)):
+            raise ValueError(
+                f"{parameter} must be non-negative and sum to 1 over components; got sums from "
+                f"{array.sum(-1).min()} and values from {array.min()}."
+            )
+        if reader is covariances and array.min() <= 0:
+            raise ValueError(f"{parameter} must be positive; got {array.min()}.")
+        return torch.from_numpy(array).to(self._network.scale)

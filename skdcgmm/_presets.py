@@ -39,6 +39,11 @@ def preset(name: str, image_shape: Shape) -> list[LayerSpec]:
         )
     layers = PRESETS[name]()
     size = image_shape[1:]
+    if size == (1, 1) and len(layers) > 1:
+        raise ValueError(
+            f"layers={name!r} is a stack for images, but X has plain features. If its rows are "
+            "images, give their image_shape=(height, width)."
+        )
     for layer in layers:
         if layer.kernel_size is not None:
             kernel = (min(layer.kernel_size, size[0]), min(layer.kernel_size, size[1]))

@@ -27,14 +27,31 @@ _DELAY, _MAX_DELAY = 0.1, 0.3
 # A short training shortens the blocks so that all reductions fit in the first share of a layer's
 # time, and no layer anneals longer than the second.
 _ANNEALING_SHARE, _ANNEALING_DEADLINE = 0.6, 0.9
-# Precisions for which the published rates were made. Beyond, the rate of a mean falls as its
-# precision grows, or its steps would overshoot.
+# The precisions for which the published rates were made, and the rate of log root precisions,
+# relative to that of root precisions, where variances may fall far below.
 _PUBLISHED_PRECISION = 20.0
+_RELATIVE_PRECISION_RATE = 5.0
 
 # First learning rate and number of steps. The published 0.011 needs about 12 000 steps to the
 # same end.
 LEARNING_RATE = 0.05
 N_STEPS = 4000
+
+
+class LayerProgress(NamedTuple):
+    """Where the training of a layer stands: its schedule, and the block that is under way."""
+
+    state: ScheduleState
+    first_step: int
+    block_sum: float
+    block_steps: int
+
+
+class Progress(NamedTuple):
+    """Where a layer-wise training stands, so that it can go on later."""
+
+    steps: int
+    layers: dict[str, LayerProgress]
 
 
 class Objective(Protocol):
@@ -44,6 +61,10 @@ class Objective(Protocol):
     def annealed(self) -> bool:
         """Whether the objective has its final form, so that its values compare."""
 
+    @property
+    def progress(self) -> Progress:
+        """Where the training stands, to go on later."""
+
     def step(self, x: Tensor) -> None:
         """Learn from a batch of images (N, C, H, W)."""
 
@@ -52,21 +73,6 @@ class Objective(Protocol):
 
     def report(self) -> HistoryRow:
         """Figures of the steps since the last report; `loss` is what training raises."""
-
-
-class LayerProgress(NamedTuple):
-    """Where the training of a layer stands: its schedule, and the block that is under way."""
-
-    state: ScheduleState
-    block_sum: float = 0.0
-    block_steps: int = 0
-
-
-class Progress(NamedTuple):
-    """Where a layer-wise training stands, so that it can go on later."""
-
-    steps: int
-    layers: dict[str, LayerProgress]
 
 
 class _LayerTraining:
@@ -90,10 +96,10 @@ class _LayerTraining:
     @property
     def progress(self) -> LayerProgress:
         total = torch.stack(self._block).sum().item() if self._block else 0.0
-        return LayerProgress(self.state, total, len(self._block))
+        return LayerProgress(self.state, self.first_step, total, len(self._block))
 
     def resume(self, progress: LayerProgress) -> None:
-        self.state = progress.state
+        self.state, self.first_step = progress.state, progress.first_step
         mean = progress.block_sum / max(1, progress.block_steps)
         self._block = [self.layer.logits.new_tensor(mean)] * progress.block_steps
 
@@ -156,7 +162,12 @@ class Layerwise:
             self._trainings[name] = _LayerTraining(layer, first_step, n_steps, learning_rate)
             # The loss is a mean over positions, of which an unshared mixture sees only one.
             groups += [
-                {"params": [parameter], "layer": name, "relative": rate * layer.n_mixtures}
+                {
+                    "params": [parameter],
+                    "layer": name,
+                    "relative": rate * layer.n_mixtures,
+                    "after_annealing": parameter is layer.logits,
+                }
                 for parameter, rate in (
                     (layer.emission.means, 1.0),
                     (layer.emission.root_precisions, _ROOT_PRECISION_RATE),
@@ -182,40 +193,33 @@ class Layerwise:
 
     def step(self, x: Tensor) -> None:
         """One step of gradient ascent on every layer that has started."""
-        losses = {}
-        z = self._network.normalise(x)
-        for name, layer in self._network.named_layers():
-            if not isinstance(layer, MixtureLayer):
-                z = layer(z)
-                continue
-            if self._steps < self._trainings[name].first_step:
-                break
-            scores = layer.scores(z)  # (N, K, rows, columns)
-            losses[name] = self._trainings[name].loss(scores)
-            if layer is not self._network.top:
-                z = scores.detach().softmax(1)
+        trainings = [t for t in self._trainings.values() if t.first_step <= self._steps]
+        climb = self._network.climb(x, detach=True)
+        losses = [
+            training.loss(scores)
+            for training, (_, _, scores) in zip(trainings, climb, strict=False)
+        ]
+        self._optimizer.zero_grad()
+        torch.autograd.backward(losses)
+        for training in trainings:
+            _precondition(training.layer.emission)
         for group in self._optimizer.param_groups:
             training = self._trainings[group["layer"]]
             # While a layer anneals, unequal weights would starve components that win late.
-            learns = training.annealed or group["params"][0] is not training.layer.logits
+            learns = training.annealed or not group["after_annealing"]
             group["lr"] = training.state.rate * group["relative"] if learns else 0.0
-        self._optimizer.zero_grad()
-        torch.autograd.backward(list(losses.values()))
-        for name in losses:
-            _damp(self._trainings[name].layer.emission)
         self._optimizer.step()
-        for name, loss in losses.items():
-            self._trainings[name].layer.emission.constrain()
-            self._trainings[name].record(loss.detach(), self._steps)
+        for training, loss in zip(trainings, losses, strict=True):
+            training.layer.emission.constrain()
+            training.record(loss.detach(), self._steps)
         self._steps += 1
 
     @torch.no_grad()
     def evaluate(self, x: Tensor) -> Tensor:
         """Sum over layers of the max-component log-likelihood, averaged over positions, (N,)."""
         total = x.new_zeros(len(x))
-        for _, layer, z in self._network.climb(self._network.normalise(x)):
-            if isinstance(layer, MixtureLayer):
-                total += layer.scores(z).amax(1).mean((1, 2))
+        for _, _, scores in self._network.climb(x):
+            total += scores.amax(1).mean((1, 2))
         return total
 
     def report(self) -> HistoryRow:
@@ -229,11 +233,23 @@ class Layerwise:
 
 
 @torch.no_grad()
-def _damp(emission: GaussianEmission) -> None:
-    """Scale the gradient of means down where precisions exceed those of the published rates."""
-    gradient = emission.means.grad
-    if gradient is not None and emission.min_variance < 1 / _PUBLISHED_PRECISION:
-        gradient *= (_PUBLISHED_PRECISION / emission.root_precisions.square()).clamp_max(1)
+def _precondition(emission: GaussianEmission) -> None:
+    """Scale gradients to precisions that may exceed those of the published rates by far.
+
+    Means then move by a share of their distance, however precise, and root precisions by a share
+    of themselves, at most a tenth.
+    """
+    means, roots = emission.means.grad, emission.root_precisions.grad
+    if means is None or roots is None or emission.min_variance > 0.9 / _PUBLISHED_PRECISION:
+        return
+    precisions = emission.root_precisions.square()
+    means *= (_PUBLISHED_PRECISION / precisions).clamp_max(1)
+    limit = 0.1 / (_ROOT_PRECISION_RATE * LEARNING_RATE) * emission.root_precisions
+    roots *= _RELATIVE_PRECISION_RATE * precisions
+    roots.copy_(roots.clamp(-limit, limit))
+
+
+OBJECTIVES = {"layerwise": Layerwise}
 
 
 def train(
@@ -279,7 +295,7 @@ def train(
     history: list[HistoryRow] = []
     best, stale = -math.inf, 0
     for epoch in range(1, max_epochs + 1):
-        with exact_products(device):
+        with exact_products(device), torch.enable_grad():
             for x in batches():
                 objective.step(x)
             row = {"epoch": epoch, **objective.report()}

@@ -108,7 +108,7 @@ def check_images(
         If X cannot be such an array.
     """
     if isinstance(X, Tensor):
-        X = X.detach().cpu().numpy()
+        X = (X.float() if X.dtype == torch.bfloat16 else X).detach().cpu().numpy()
     try:
         if not hasattr(X, "ndim"):
             X = np.asarray(X)
@@ -171,7 +171,9 @@ def _check_trailing(trailing: tuple[int, ...], image_shape: Shape | None) -> Sha
 def _exact_in_float32(X: object) -> bool:
     """Whether X is of a type that float32 holds exactly."""
     dtype = getattr(X, "dtype", None)
-    return isinstance(dtype, np.dtype) and dtype != np.float64 and np.can_cast(dtype, np.float32)
+    if not isinstance(dtype, np.dtype) or not dtype.isnative:
+        return False
+    return dtype != np.float64 and np.can_cast(dtype, np.float32)
 
 
 def answer(X: object, values: NDArray[Any]) -> Any:

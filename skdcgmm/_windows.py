@@ -1,7 +1,8 @@
 """Sizes and moves between images and the windows that slide over them.
 
-Every grid of windows covers its input: a last window may reach past the right or bottom
-border, and what it would see there is missing. This file is the authority on shapes.
+Every grid of windows covers its input, unless a stride beyond the kernel leaves gaps: a last window
+may reach past the right or bottom border, and what it would see there is missing. This file is the
+authority on shapes.
 """
 
 from __future__ import annotations
@@ -13,18 +14,12 @@ from torch.nn import functional
 Size = tuple[int, int]
 
 
-def as_pair(value: int | Size) -> Size:
-    """One number for both sides, or a (height, width) pair."""
-    if isinstance(value, tuple | list):
-        height, width = value
-        return int(height), int(width)
-    return int(value), int(value)
-
-
 def grid_size(size: Size, kernel: Size, stride: Size) -> Size:
     """Numbers of windows (rows, columns) needed to cover an input of `size`."""
+    # No window starts outside, which strides beyond the kernel would ask for.
     rows, columns = (
-        max(0, -(-(n - k) // s)) + 1 for n, k, s in zip(size, kernel, stride, strict=True)
+        min(max(0, -(-(n - k) // s)) + 1, -(-n // s))
+        for n, k, s in zip(size, kernel, stride, strict=True)
     )
     return rows, columns
 

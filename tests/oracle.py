@@ -12,7 +12,7 @@ from scipy.stats import norm
 def positions(size, kernel, stride):
     """Corners of the windows that cover one side."""
     corners = [0]
-    while corners[-1] + kernel < size:
+    while corners[-1] + kernel < size and corners[-1] + stride < size:
         corners.append(corners[-1] + stride)
     return corners
 

@@ -80,6 +80,14 @@ def test_radius_falls_at_a_standstill_only(third, reduces):
     assert radius == pytest.approx(1.8 if reduces else 2.0)
 
 
+@pytest.mark.parametrize(
+    ("losses", "reduces"), [([100.0, 0.0, 8.0], True), ([100.0, 0.0, 12.0], False),
+                            ([100.0, 0.0, -4.0], True), ([100.0, 0.0, -6.0], False)],
+)  # fmt: skip
+def test_relative_gain_keeps_its_sign_when_the_loss_has_fallen(losses, reduces):
+    assert run(losses, SCHEDULE)[-1].radius == pytest.approx(1.8 if reduces else 2.0)
+
+
 def test_first_block_only_sets_the_reference():
     state = run([5.0], SCHEDULE)[-1]
     assert state == ScheduleState(radius=2.0, rate=0.011, first=5.0, last=5.0)
@@ -101,7 +109,7 @@ def test_rate_falls_with_the_radius_and_both_stop_at_their_floors():
 @given(st.lists(st.floats(-1e6, 1e6), max_size=50), st.integers(1, 400))
 def test_radius_never_rises_nor_leaves_its_bounds(losses, n_components):
     schedule = _annealing.make_schedule(n_components, 0.011)
-    assert schedule.radius == pytest.approx(max(0.25 * math.sqrt(2 * n_components), 0.01))
+    assert schedule.radius == pytest.approx(0.25 * math.sqrt(2 * n_components))
     radii = [state.radius for state in run(losses, schedule)]
     assert all(b <= a for a, b in itertools.pairwise(radii))
     assert schedule.final_radius <= radii[-1] <= schedule.radius

@@ -73,6 +73,9 @@ def test_bad_x(est, digits, method, make, error, message):
         ({"layers": []}, ValueError, "at least one layer"),
         ({"layers": 5}, TypeError, "layers must be 'auto'.*got 5"),
         ({"layers": [5]}, TypeError, "ConvGMM and MaxPool.*got 5"),
+        ({"layers": "dcgmm-d", "image_shape": None}, ValueError, "plain features.*image_shape"),
+        ({"n_components": 10**9}, ValueError, "n_components must be at most 50"),
+        ({"score_layer": 5}, ValueError, "score_layer must be a mixture layer"),
         ({"layers": "dcgmm-z"}, ValueError, "'dcgmm-z' is no known stack.*dcgmm-b"),
         ({"layers": [("a", ConvGMM(3, 4)), ("a", TOP)]}, ValueError, "unique names.*'a'"),
         ({"layers": [("device", ConvGMM(3, 4)), TOP]}, ValueError, "named 'device'.*another"),
@@ -105,6 +108,21 @@ def test_bad_parameters(est, digits, parameters, error, message):
         est.set_params(**original)
 
 
+def test_layers_of_a_preset_have_no_names():
+    with pytest.raises(
+        ValueError, match=r"(?s)'convgmm1__n_components'.*'auto'.*Give layers as a list"
+    ):
+        DCGMMEstimator().set_params(convgmm1__n_components=3)
+
+
+def test_values_beyond_double_precision(digits):
+    with (
+        pytest.raises(ValueError, match=r"variance is beyond double precision"),
+        np.errstate(over="ignore"),
+    ):
+        DCGMMEstimator().fit(digits[0].astype(np.float64) * 1e300)
+
+
 def test_one_sample_is_too_few(digits):
     with pytest.raises(ValueError, match=r"1 sample.*minimum of 2"):
         DCGMMEstimator().fit(digits[0][:1])
@@ -131,7 +149,7 @@ def test_sample_and_attributes_need_a_fit():
         ({"cluster": 3}, "cluster must be an integer >= 0 and < 3"),
         ({"temperature": -1.0}, "temperature"),
         ({"top_s": 0}, "top_s"),
-        ({"sharpening_steps": -1}, "steps"),
+        ({"sharpening_steps": -1}, "sharpening_steps"),
     ],
 )
 def test_bad_sampling(est, parameters, message):

@@ -227,7 +227,7 @@ def test_partial_fit_anneals_over_the_stream(digits):
             radii.append(est.history_[-1]["convgmm1__radius"])
     assert radii == sorted(radii, reverse=True)
     assert radii[-1] < radii[0]
-    assert len(est.history_) == len(radii)
+    assert [row["epoch"] for row in est.history_] == list(range(1, len(radii) + 1))
 
 
 def test_a_block_may_span_chunks_of_a_stream(digits):
@@ -326,6 +326,11 @@ def test_unshared_parameters_have_axes_of_positions(digits):
         ("means_", {"other": np.zeros((4, 64))}, "must have keys among"),
         ("means_", {"convgmm1": np.zeros((4, 63))}, r"of shape \(4, 64\)"),
         ("means_", {"convgmm1": np.full((4, 64), np.nan)}, "must be finite"),
+        (
+            "precisions_",
+            {"convgmm1": np.zeros((4, 64))},
+            r"precisions_\['convgmm1'\] must be finite",
+        ),
         ("weights_", {"convgmm1": [0.5, 0.5, 0.5, -0.5]}, "non-negative and sum to 1"),
         ("covariances_", {"convgmm1": np.zeros((4, 64))}, "must be positive"),
     ],
@@ -467,6 +472,61 @@ def test_progress_bar_only_when_verbose(digits, capsys):
     assert capsys.readouterr().err == ""
     deep(verbose=1).fit(digits[0])
     assert "epoch" in capsys.readouterr().err
+
+
+def test_assigning_several_layers_is_all_or_nothing(fitted):
+    before = {name: values.copy() for name, values in fitted.means_.items()}
+    good, bad = before["convgmm1"] + 1, before["convgmm2"][:1]
+    with pytest.raises(ValueError, match="convgmm2"):
+        fitted.means_ = {"convgmm1": good, "convgmm2": bad}
+    np.testing.assert_array_equal(fitted.means_["convgmm1"], before["convgmm1"])
+
+
+@pytest.mark.parametrize("standardise", [False, True])
+def test_flat_densities_come_near_maximum_likelihood(standardise):
+    X, _ = make_blobs(n_samples=1500, n_features=4, centers=3, random_state=0)
+    X = (X - X.mean(0)) / X.std(0) if standardise else X
+    flat = GaussianMixture(3, covariance_type="diag", random_state=0).fit(X)
+    assert DCGMMEstimator(3, random_state=0).fit(X).score(X) > flat.score(X) - 0.2
+
+
+def test_grid_search_by_the_default_score_of_flat_mixtures():
+    X, _ = make_blobs(n_samples=600, n_features=4, centers=3, random_state=0)
+    grid = {"n_components": [1, 3]}
+    search = GridSearchCV(DCGMMEstimator(random_state=0), grid, cv=2, error_score="raise").fit(X)
+    assert search.best_params_ == {"n_components": 3}
+
+
+def test_sharpened_samples_of_a_fit_to_a_data_frame(digits):
+    X = pd.DataFrame(digits[0], columns=[f"pixel{i}" for i in range(64)])
+    assert deep().fit(X).sample(2, sharpening_steps=2)[0].shape == (2, 64)
+
+
+def test_fit_inside_no_grad(digits):
+    with torch.no_grad():
+        est = deep().fit(digits[0])
+    np.testing.assert_array_equal(est.labels_, deep().fit(digits[0]).labels_)
+
+
+def test_precision_settings_are_given_back(digits):
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        deep().fit(digits[0])
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.gpu
+def test_gpu_fits_draw_sharpen_and_stream(digits):
+    X = digits[0]
+    a, b = (deep(device="cuda").fit(X) for _ in range(2))
+    np.testing.assert_allclose(a.means_["convgmm1"], b.means_["convgmm1"], rtol=1e-5)
+    images, _ = a.sample(5)
+    assert np.isfinite(a.sharpen(images, n_steps=3)).all()
+    moved = pickle.loads(pickle.dumps(a)).partial_fit(X[:100])
+    assert np.isfinite(moved.score_samples(X)).all()
 
 
 @pytest.mark.gpu

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from skdcgmm import ConvGMM, DCGMMEstimator, MaxPool, _generation
+from tests import oracle
 
 
 @pytest.fixture(scope="module")
@@ -115,3 +116,32 @@ def test_sharpening_climbs_any_score(fitted):
 
     sharp = _generation.sharpen(fitted._network, start, score, 300, 0.0)
     torch.testing.assert_close(sharp, target, atol=1e-3, rtol=0)
+
+
+def test_stack_score_counts_each_layer_once_for_its_whole_input(fitted, digits):
+    X = digits[0][:10].astype(np.float64)
+    scores = oracle.stack_scores(fitted, X.reshape(-1, 8, 8, 1))
+    # The first layer's 4 x 4 windows cover the 8 x 8 pixels four times without overlap.
+    expected = 4 * oracle.layer_log_prob(scores["convgmm1"])
+    expected += oracle.layer_log_prob(scores["convgmm2"])
+    with torch.no_grad():
+        found = fitted._network.stack_log_prob(torch.from_numpy(X).float().view(-1, 1, 8, 8))
+    oracle.assert_close(found, expected, 64, 1e-5)
+
+
+def test_negative_entries_of_an_upper_mean_draw_nothing():
+    X = np.random.default_rng(0).random((50, 1, 1))
+    est = DCGMMEstimator(
+        layers=[ConvGMM(2, kernel_size=1), ConvGMM(1)], image_shape=(1, 1), max_epochs=1,
+        random_state=0,
+    ).fit(X.reshape(50, 1))  # fmt: skip
+    est.means_ = {"convgmm1": [[0.0], [1.0]], "convgmm2": [[-0.9, 0.1]]}
+    assert (est.sample(50, temperature=0, top_s=2)[0] == 1).all()
+
+
+def test_prototypes_of_a_flat_colour_mixture_are_its_means(rng):
+    X = rng.random((40, 3, 5, 2))
+    est = DCGMMEstimator(layers=[ConvGMM(4)], max_epochs=2, random_state=0).fit(X)
+    for k in range(4):
+        image, _ = est.sample(cluster=k, temperature=0)
+        np.testing.assert_allclose(image.ravel(), est.means_["convgmm1"][k], rtol=1e-10)

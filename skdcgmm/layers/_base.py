@@ -9,7 +9,7 @@ import torch
 from sklearn.base import BaseEstimator
 from torch import Tensor, nn
 
-from skdcgmm._windows import Size, as_pair, grid_size, mean_window_area
+from skdcgmm._windows import Size, grid_size, mean_window_area
 
 Shape = tuple[int, int, int]  # channels, height, width
 
@@ -83,7 +83,8 @@ def check_pair(name: str, value: object) -> Size:
         if len(value) != 2:
             raise ValueError(f"{name} must be one integer or (height, width); got {value!r}.")
         return check_positive(name, value[0]), check_positive(name, value[1])
-    return as_pair(check_positive(name, value))
+    side = check_positive(name, value)
+    return side, side
 
 
 def check_kernel(name: str, value: object, size: Size) -> Size:
@@ -92,8 +93,11 @@ def check_kernel(name: str, value: object, size: Size) -> Size:
         return size
     kernel = check_pair(name, value)
     if kernel[0] > size[0] or kernel[1] > size[1]:
+        remedy = "Choose a smaller kernel, or None for the whole input."
+        if size == (1, 1):
+            remedy += " If the rows of X are images, give their image_shape=(height, width)."
         raise ValueError(
             f"{name} must fit its input of height x width {size[0]}x{size[1]}; got {value!r}. "
-            "Choose a smaller kernel, or None for the whole input."
+            f"{remedy}"
         )
     return kernel

@@ -149,10 +149,6 @@ class MixtureLayer(Layer):
         """Log of weight times density: (N, *input_shape) to (N, K, rows, columns)."""
         return self.emission.log_prob(x, self.kernel, self.stride) + self.log_weights
 
-    def log_prob(self, x: Tensor) -> Tensor:
-        """Log density of each window under the mixture, (N, rows, columns)."""
-        return self.scores(x).logsumexp(1)
-
     def forward(self, x: Tensor) -> Tensor:
         """Responsibilities of the components for each window, (N, K, rows, columns)."""
         return self.scores(x).softmax(1)

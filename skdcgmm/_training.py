@@ -99,7 +99,10 @@ class _LayerTraining:
         return LayerProgress(self.state, self.first_step, total, len(self._block))
 
     def resume(self, progress: LayerProgress) -> None:
-        self.state, self.first_step = progress.state, progress.first_step
+        """Go on from there, within the bounds of today's learning rate."""
+        rate = min(max(progress.state.rate, self.schedule.final_rate), self.schedule.rate)
+        self.state = progress.state._replace(rate=rate)
+        self.first_step = progress.first_step
         mean = progress.block_sum / max(1, progress.block_steps)
         self._block = [self.layer.logits.new_tensor(mean)] * progress.block_steps
 
@@ -237,7 +240,7 @@ def _precondition(emission: GaussianEmission) -> None:
     """Scale gradients to precisions that may exceed those of the published rates by far.
 
     Means then move by a share of their distance, however precise, and root precisions by a share
-    of themselves, at most a tenth.
+    of themselves, at most a tenth at the default rate.
     """
     means, roots = emission.means.grad, emission.root_precisions.grad
     if means is None or roots is None or emission.min_variance > 0.9 / _PUBLISHED_PRECISION:

@@ -121,6 +121,15 @@ def test_resumed_layers_go_on_whatever_the_new_plan(images):
     assert math.isfinite(resumed.report()["convgmm2__loss"])
 
 
+@pytest.mark.parametrize("rate", [1e-6, 0.5])
+def test_a_resumed_training_takes_todays_learning_rate(images, rate):
+    network = make_network([ConvGMM(3)])
+    first = Layerwise(network, n_steps=10, learning_rate=0.05)
+    first.step(images)
+    resumed = Layerwise(network, n_steps=10, learning_rate=rate, progress=first.progress)
+    assert rate / 1.1 <= resumed.progress.layers["convgmm1"].state.rate <= rate
+
+
 class Scripted:
     """An objective that reports a given sequence of losses."""
 

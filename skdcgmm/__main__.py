@@ -91,8 +91,11 @@ def _draw(models: dict[str, Any], data: Bunch, path: str, seed: int) -> None:
     panels: list[tuple[str, NDArray[np.floating[Any]]]] = [
         ("flat: component means", flat.means_[:_N_DRAWN]),
         ("deep: cluster prototypes", np.stack(prototypes)),
-        ("flat: samples", np.random.default_rng(seed).permutation(flat.sample(_N_DRAWN)[0])),
-        ("deep: samples", deep.sample(_N_DRAWN)[0]),
+        (
+            "flat: samples (temperature 1)",
+            np.random.default_rng(seed).permutation(flat.sample(_N_DRAWN)[0]),
+        ),
+        ("deep: samples (temperature 0.1)", deep.sample(_N_DRAWN, temperature=0.1)[0]),
         ("training images", data.X_train[:_N_DRAWN]),
         ("deep: parts (means of the first layer)", deep.means_["convgmm1"][:_N_DRAWN]),
     ]

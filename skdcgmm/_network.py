@@ -98,8 +98,7 @@ class Network(nn.Module):
 
     def scores(self, x: Tensor) -> Tensor:
         """Log of weight times density of the top components, (N, K)."""
-        *_, (_, _, scores) = self.climb(x)
-        return scores.flatten(1)
+        return next(scores for _, layer, scores in self.climb(x) if layer is self.top).flatten(1)
 
     def _log_probs(self, x: Tensor) -> Iterator[tuple[str, MixtureLayer, Tensor]]:
         """Go up: each mixture layer and its log-likelihood, averaged over windows, (N,)."""

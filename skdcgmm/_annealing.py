@@ -1,8 +1,9 @@
-"""Neighbourhood annealing of the max-component likelihood (Gepperth & Pfülb, 2021).
+"""Schedules: neighbourhood annealing (Gepperth & Pfülb, 2021), and the one-cycle learning rate.
 
-Components lie on a periodic grid. While the neighbourhood is wide, the winning component draws
-its neighbours along, which keeps components from dying; when it has shrunk, the loss is the
-plain max-component bound of the log-likelihood. Nothing here knows of layers or images.
+In neighbourhood annealing of the max-component likelihood, components lie on a periodic grid. While
+the neighbourhood is wide, the winning component draws its neighbours along, which keeps components
+from dying; when it has shrunk, the loss is the plain max-component bound of the log-likelihood.
+Nothing here knows of layers or images.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from torch import Tensor
 
 # Below this radius a neighbour's weight is under 1e-21: the neighbourhood is the identity.
 _POINT_RADIUS = 0.1
+# Of a one-cycle learning rate: share of training in which it rises, and its first and last factor.
+_RISE, _FIRST_FACTOR, _LAST_FACTOR = 0.1, 0.04, 1e-3
 
 
 def grid_shape(n_components: int) -> tuple[int, int]:
@@ -142,3 +145,21 @@ def update(
 def finished(schedule: Schedule, state: ScheduleState) -> bool:
     """Whether the radius has reached its floor."""
     return state.radius <= schedule.final_radius
+
+
+def one_cycle(progress: float) -> float:
+    """Factor of the largest learning rate: a short rise, then half a cosine towards zero.
+
+    Parameters
+    ----------
+    progress : float
+        Share of the training that is done; from 1 on the factor stays at its last.
+
+    References
+    ----------
+    L. N. Smith, N. Topin: Super-Convergence. arXiv:1708.07120.
+    """
+    if progress < _RISE:
+        return _FIRST_FACTOR + (1 - _FIRST_FACTOR) * progress / _RISE
+    fallen = min(1.0, (progress - _RISE) / (1 - _RISE))
+    return _LAST_FACTOR + (1 - _LAST_FACTOR) * (1 + math.cos(math.pi * fallen)) / 2

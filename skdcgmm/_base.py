@@ -16,12 +16,20 @@ from tqdm import tqdm
 
 from skdcgmm import _fitting
 from skdcgmm._composition import LayersMixin
-from skdcgmm._network import Network
+from skdcgmm._fitting import Settings
+from skdcgmm._network import JointNetwork, Network
 from skdcgmm._parameters import FittedParametersMixin
-from skdcgmm._training import LEARNING_RATE, OBJECTIVES, HistoryRow, Progress
-from skdcgmm._validation import Images, answer, check_device, check_images, check_number
+from skdcgmm._training import OBJECTIVES, HistoryRow
+from skdcgmm._validation import (
+    FloatArray,
+    Images,
+    answer,
+    check_device,
+    check_images,
+    check_number,
+)
 
-SCORE_METHODS = ("layer",)
+SCORE_METHODS = ("density", "contrast", "layer")
 
 
 class BaseDCGMM(FittedParametersMixin, LayersMixin):
@@ -33,7 +41,7 @@ class BaseDCGMM(FittedParametersMixin, LayersMixin):
     score_layer: int | str
     reg_covar: float | None
     max_epochs: int | None
-    batch_size: int
+    batch_size: int | None
     learning_rate: float | None
     tol: float
     n_iter_no_change: int
@@ -73,9 +81,11 @@ class BaseDCGMM(FittedParametersMixin, LayersMixin):
         check_number(
             "max_epochs", self.max_epochs, low=1, integer=True, optional="by the size of X"
         )
-        check_number("batch_size", self.batch_size, low=1, integer=True)
         check_number(
-            "learning_rate", self.learning_rate, low=0, open_low=True, optional=f"{LEARNING_RATE}"
+            "batch_size", self.batch_size, low=1, integer=True, optional="by the objective"
+        )
+        check_number(
+            "learning_rate", self.learning_rate, low=0, open_low=True, optional="by the objective"
         )
         check_number("tol", self.tol, low=0)
         check_number("n_iter_no_change", self.n_iter_no_change, low=1, integer=True)
@@ -87,33 +97,40 @@ class BaseDCGMM(FittedParametersMixin, LayersMixin):
 
     def _build(self, images: Images) -> Network:
         reserved = set(self.get_params(deep=False))
-        return _fitting.build_stack(self.layers, self.n_components, images, reserved)
+        return _fitting.build_stack(
+            self.layers, self.n_components, images, reserved, self.objective
+        )
 
-    def _start(self, images: Images, rng: np.random.RandomState) -> Network:
+    def _start(
+        self, images: Images, weight: FloatArray | None, rng: np.random.RandomState
+    ) -> Network:
         network = self._build(images)
-        _fitting.initialise(network, images, self.reg_covar, rng)
+        _fitting.initialise(network, images, weight, self.reg_covar, rng)
         return network.to(check_device(self.device))
 
-    def _earlier_training(self, images: Images) -> tuple[Network | None, Progress | None]:
+    def _earlier_training(self, images: Images) -> tuple[Network | None, Any]:
         """A copy of the earlier fit for `warm_start`, if its stack is the one asked for."""
         if self.warm_start and hasattr(self, "_network"):
             old = self._network_in_place()
             if _fitting.same_stack(self._build(images), old):
-                return copy.deepcopy(old), self._progress
+                # Layer-wise annealing goes on; a rate of one cycle starts a new cycle.
+                progress = None if self.objective == "joint" else self._progress
+                return copy.deepcopy(old), progress
         return None, None
 
     def _train(
         self,
         network: Network,
-        progress: Progress | None,
+        progress: Any,
         images: Images,
+        weight: FloatArray | None,
         rng: np.random.RandomState,
         *,
         stream: bool = False,
     ) -> None:
         """Train the network and, when all has gone well, make it the fitted one."""
         self._mixture_name(network, "score_layer", self.score_layer)
-        learning_rate = self.learning_rate or LEARNING_RATE
+        settings = Settings(**{name: getattr(self, name) for name in Settings._fields})
         with tqdm(unit="epoch", disable=not self.verbose) as bar:
 
             def on_epoch(row: HistoryRow) -> None:
@@ -122,24 +139,14 @@ class BaseDCGMM(FittedParametersMixin, LayersMixin):
 
             try:
                 result = _fitting.train_network(
-                    network,
-                    progress,
-                    images,
-                    rng,
-                    objective=self.objective,
-                    stream=stream,
-                    max_epochs=self.max_epochs,
-                    batch_size=self.batch_size,
-                    learning_rate=learning_rate,
-                    tol=self.tol,
-                    n_iter_no_change=self.n_iter_no_change,
-                    validation_fraction=self.validation_fraction,
-                    on_epoch=on_epoch,
-                )
+                    network, progress, images, weight, rng, settings,
+                    stream=stream, on_epoch=on_epoch,
+                )  # fmt: skip
             except FloatingPointError as error:
+                default = OBJECTIVES[self.objective].learning_rate
                 raise ValueError(
-                    f"learning_rate={learning_rate} made training diverge: {error}. Choose a "
-                    f"smaller one; the default is {LEARNING_RATE}."
+                    f"learning_rate={self.learning_rate or default} made training diverge: "
+                    f"{error}. Choose a smaller one; the default is {default}."
                 ) from error
         channels, height, width = images.shape
         if stream and progress:
@@ -153,6 +160,18 @@ class BaseDCGMM(FittedParametersMixin, LayersMixin):
         self.n_iter_ = len(self.history_)
         self.converged_ = result.converged
         self.labels_ = self._map(images, lambda network, x: network.scores(x).argmax(1))
+
+    def _joint_network(self, purpose: str) -> JointNetwork:
+        """The fitted network, if it is one density, or an error that says how to get one."""
+        network = self._network_in_place()
+        if not isinstance(network, JointNetwork):
+            raise ValueError(
+                f"{purpose} needs one density over images, which a stack of several layers has "
+                "only if it is trained as one: choose objective='joint'. A layer-wise stack has "
+                "score_method='layer', and its clusters compare, as with "
+                "GridSearchCV(scoring='adjusted_rand_score')."
+            )
+        return network
 
     def _check_fitted_images(self, X: Any) -> Images:
         check_is_fitted(self)
@@ -181,6 +200,13 @@ class BaseDCGMM(FittedParametersMixin, LayersMixin):
 
     def _map(self, images: Images, function: Callable[[Network, Tensor], Tensor]) -> NDArray[Any]:
         network = self._network_in_place()
+        return images.map(lambda x: function(network, x), network.scale, network.numbers_per_image)
+
+    def _map_joint(
+        self, images: Images, purpose: str, function: Callable[[JointNetwork, Tensor], Tensor]
+    ) -> NDArray[Any]:
+        """The same for what only one density over images can do; `purpose` says what."""
+        network = self._joint_network(purpose)
         return images.map(lambda x: function(network, x), network.scale, network.numbers_per_image)
 
     def _apply(self, X: Any, function: Callable[[Network, Tensor], Tensor]) -> Any:

@@ -12,7 +12,13 @@ from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from skdcgmm._generative import GenerativeDCGMM
-from skdcgmm._validation import check_image_shape, check_images
+from skdcgmm._validation import (
+    FloatArray,
+    answer,
+    check_image_shape,
+    check_images,
+    check_weights,
+)
 
 
 class DCGMMEstimator(
@@ -20,9 +26,10 @@ class DCGMMEstimator(
 ):
     """Deep convolutional Gaussian mixture model.
 
-    A stack of mixture layers, linked by convolution and pooling, that clusters, scores, samples
-    and embeds images. It is trained from random initialisation by stochastic gradients. A stack of
-    one layer is a flat Gaussian mixture.
+    A stack of mixture layers, linked by convolution and pooling, that clusters, scores, samples,
+    completes and embeds images. By default it is one normalised density over images, trained by
+    maximum likelihood from random initialisation with stochastic gradients. A stack of one layer is
+    a flat Gaussian mixture. Missing values, NaN, are marginalised everywhere.
 
     Parameters
     ----------
@@ -32,40 +39,45 @@ class DCGMMEstimator(
     layers : str or list, default="auto"
         The stack from the image upwards: a list of `ConvGMM` and `MaxPool`, or of (name, layer)
         pairs; the name of a published architecture, "dcgmm-a" to "dcgmm-g"; or "auto", which
-        chooses by image size and number of images: two mixture layers for images, a flat mixture
-        for plain features. Layers without a name are called `convgmm1`, `maxpool1`, `convgmm2`, ...
+        chooses by objective, image size and number of images; plain features get a flat mixture.
+        Layers without a name are called `convgmm1`, `maxpool1`, `convgmm2`, ...
     image_shape : (int, int) or (int, int, int), default=None
         Height, width and, if there are several, channels of the images in the rows of X. None:
         from X if it has three or four dimensions; rows of a two-dimensional X are then plain
-        features, which all share one scale: standardise them first.
-    objective : {"layerwise"}, default="layerwise"
-        What training maximises: each layer's own annealed max-component likelihood.
-    score_method : {"layer"}, default="layer"
-        What `score_samples` returns: "layer" is the log-likelihood of one mixture layer, averaged
-        over its positions.
+        features.
+    objective : {"joint", "layerwise"}, default="joint"
+        What training maximises. "joint": the log density of the images under the whole stack;
+        windows must tile. "layerwise": each layer's own annealed max-component likelihood, as
+        published; windows may overlap.
+    score_method : {"density", "contrast", "layer"}, default="density"
+        What `score_samples` returns. "density": the log density of each image. "contrast": that
+        less the log density if the windows of the first layer were independent: whether the parts
+        fit together, however simple the image. "layer": the log-likelihood of one mixture layer,
+        averaged over its windows; all that a layer-wise stack of several layers has.
     score_layer : int or str, default=-1
         The mixture layer for `score_method="layer"`: its index among the mixture layers, or name.
     reg_covar : float, default=None
-        Lower bound of the variances of the first layer, in squared units of X. None: half of the
+        Added to the variances of the first layer, in squared units of X. None: half of the
         variance of all pixels for images (0.05 for MNIST in 0-1), 1e-6 of it for plain features.
-        Unlike that of `GaussianMixture`, it is a bound and not added: the published method clips.
+        With `objective="layerwise"`, the variances' lower bound: the published method clips.
     max_epochs : int, default=None
-        Largest number of passes over the data. None: enough for 4000 steps, but 5 to 200.
-    batch_size : int, default=100
-        Number of images in a training step.
+        Largest number of passes over the data. None: enough for 1500 steps ("joint") or 4000
+        ("layerwise"), but at least 6.
+    batch_size : int, default=None
+        Number of images in a training step. None: 250 ("joint") or 100 ("layerwise").
     learning_rate : float, default=None
-        First learning rate, independent of the units of X. None is 0.05; the published 0.011 needs
-        three times as many steps.
+        Largest learning rate, independent of the units of X. None: 0.05.
     tol : float, default=1e-3
         Training ends when the epoch's loss (the validation loss if there is one) has not risen by
-        more than `tol` nats for `n_iter_no_change` epochs after annealing has ended.
+        more than `tol` nats for `n_iter_no_change` epochs after annealing has ended, which with
+        "joint" is in the last tenth of the training.
     n_iter_no_change : int, default=5
         Number of epochs without progress that end training.
     validation_fraction : float, default=None
         Share of X set aside to judge progress. None judges by the training loss.
     warm_start : bool, default=False
-        Whether `fit` goes on from the earlier fit, with its annealing where it stood, if the stack
-        is the same; then also in its precision and with its `reg_covar`.
+        Whether `fit` starts from the earlier fit if the stack is the same; then also in its
+        precision and with its `reg_covar`, and if layer-wise with its annealing where it stood.
     device : str or torch.device, default="auto"
         Where to compute: "auto" is the GPU if there is one, else the CPU.
     random_state : int, RandomState instance or None, default=None
@@ -78,19 +90,23 @@ class DCGMMEstimator(
     ----------
     weights_ : dict of str to ndarray of shape (K,) or (rows, columns, K)
         Mixture weights of each mixture layer. Unshared layers have axes of positions in front,
-        here and below, if they have several. Assigning a dictionary, such as
-        `est.means_ = {"convgmm1": means}`, sets the parameters of the layers in it; changing the
-        arrays themselves does not, they are copies.
+        here and below, if they have several. Below the top of a joint stack, they are the
+        probabilities of components by position, which follow from the tables above. Assigning a
+        dictionary, such as `est.means_ = {"convgmm1": means}`, sets the parameters of the layers in
+        it; changing the arrays themselves does not, they are copies.
     means_ : dict of str to ndarray of shape (..., K, D)
         Means; the values of a window are in the order (row, column, channel) of the rows of X,
-        and those of the first layer in units of X.
+        and those of the first layer in units of X. Above the first layer of a joint stack, these
+        are tables: the probability, by cell of the window, of each component below.
     covariances_, precisions_ : dict of str to ndarray of shape (..., K, D) or (..., K)
-        Variances and their inverses; without the last axis if spherical.
+        Variances and their inverses, of layers that hold Gaussians; without the last axis if
+        spherical.
     labels_ : ndarray of shape (n_samples,)
         Clusters of the images of the last fit.
     history_ : list of dict
-        One row an epoch: `epoch`, `loss`, `validation_loss`, and each layer's loss (nan before it
-        starts) and annealing radius, such as `convgmm1__radius`.
+        One row an epoch: `epoch`, `loss`, which training raises (the mean log density if joint),
+        `validation_loss`, and, if layer-wise, each layer's loss (nan before it starts) and
+        annealing radius, such as `convgmm1__radius`.
     n_iter_ : int
         Number of epochs.
     converged_ : bool
@@ -125,12 +141,12 @@ class DCGMMEstimator(
         *,
         layers: Any = "auto",
         image_shape: tuple[int, ...] | None = None,
-        objective: str = "layerwise",
-        score_method: str = "layer",
+        objective: str = "joint",
+        score_method: str = "density",
         score_layer: int | str = -1,
         reg_covar: float | None = None,
         max_epochs: int | None = None,
-        batch_size: int = 100,
+        batch_size: int | None = None,
         learning_rate: float | None = None,
         tol: float = 1e-3,
         n_iter_no_change: int = 5,
@@ -158,15 +174,17 @@ class DCGMMEstimator(
         self.random_state = random_state
         self.verbose = verbose
 
-    def fit(self, X: Any, y: Any = None) -> Self:
-        """Fit the stack to images.
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
+        """Train the stack.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features), (n_samples, height, width) or \
-(n_samples, height, width, channels)
-            Images, or plain features. Computations run in double precision if X does.
+(n_samples, height, width, channels), or Tensor
+            NaN where missing. It is computed with in single precision unless it is in double.
         y : Ignored
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights of the images in the loss; None weighs all the same.
 
         Returns
         -------
@@ -175,31 +193,35 @@ class DCGMMEstimator(
         Raises
         ------
         ValueError, TypeError
-            If a parameter or X is not as documented, or training diverges. An earlier fit is then
-            left as it was.
+            If a parameter or X does not fit; the message names it and what would. An earlier fit
+            stays as it is.
         """
         with self._unchanged_on_failure():
             self._check_parameters()
             images = check_images(self, X, check_image_shape(self.image_shape), reset=True)
+            weight = check_weights(sample_weight, images)
             rng = check_random_state(self.random_state)
             network, progress = self._earlier_training(images)
             if network is None:
-                network = self._start(images, rng)
-            self._train(network, progress, images, rng)
+                network = self._start(images, weight, rng)
+            self._train(network, progress, images, weight, rng)
         return self
 
-    def partial_fit(self, X: Any, y: Any = None) -> Self:
+    def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """Go once over a chunk of images.
 
-        The first chunk fixes the scale of the images and the stack, so let it hold more images than
-        the stack has components, and choose `n_components`. The schedule is spread over about 4000
-        steps of `batch_size` images: a second mixture layer starts after 400 steps, a third after
-        800, and the model is of little use before most steps are done.
+        The first chunk fixes the scale of the images and the stack, whose components start from its
+        images: let it hold more of them than the stack has components, and choose `n_components`.
+        The learning rate is planned for 1500 steps of `batch_size` images ("joint") or 4000
+        ("layerwise"), and the model is of little use before most of them are done; after them, it
+        stays at its small last value.
 
         Parameters
         ----------
         X : array-like, as in `fit`
         y : Ignored
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights of the images of the chunk, relative to their mean.
 
         Returns
         -------
@@ -210,11 +232,13 @@ class DCGMMEstimator(
             rng = check_random_state(self.random_state)
             if hasattr(self, "_network"):
                 images = self._check_fitted_images(X)
+                weight = check_weights(sample_weight, images)
                 network, progress = copy.deepcopy(self._network_in_place()), self._progress
             else:
                 images = check_images(self, X, check_image_shape(self.image_shape), reset=True)
-                network, progress = self._start(images, rng), None
-            self._train(network, progress, images, rng, stream=True)
+                weight = check_weights(sample_weight, images)
+                network, progress = self._start(images, weight, rng), None
+            self._train(network, progress, images, weight, rng, stream=True)
         return self
 
     def predict(self, X: Any) -> Any:
@@ -266,14 +290,36 @@ class DCGMMEstimator(
         Returns
         -------
         ndarray or Tensor of shape (n_samples,)
-            Nats; for a flat mixture, the log density of each row in units of X.
+            In nats; the density in the units of X, of the observed values of each image.
+
+        Raises
+        ------
+        ValueError
+            If a layer-wise stack of several layers, which has no density, is asked for one, or a
+            flat mixture, whose parts are one, for a contrast.
         """
         check_is_fitted(self)
-        layer = self._mixture_name(self._network, "score_layer", self.score_layer)
-        return self._apply(X, lambda network, x: network.layer_log_prob(x, layer))
+        images = self._check_fitted_images(X)
+        if self.score_method == "layer":
+            layer = self._mixture_name(self._network, "score_layer", self.score_layer)
+            scores = self._map(images, lambda network, x: network.layer_log_prob(x, layer))
+        else:
+            method = f"score_method={self.score_method!r}"
+            contrast = self.score_method == "contrast"
+            if contrast and len(self._joint_network(method).mixtures) == 1:
+                raise ValueError(
+                    f"{method} compares a stack with its first layer alone, but this one has one "
+                    "layer. Choose score_method='density', or a stack of several layers."
+                )
+            scores = self._map_joint(
+                images,
+                method,
+                lambda network, x: network.contrast(x) if contrast else network.log_prob(x),
+            )
+        return answer(X, scores)
 
     def score(self, X: Any, y: Any = None) -> float:
-        """Mean log density of the images; the larger the better.
+        """Mean log density of the images, whatever `score_method`; the larger the better.
 
         Parameters
         ----------
@@ -283,20 +329,48 @@ class DCGMMEstimator(
         Returns
         -------
         float
+            In nats and the units of X, comparable between any two joint stacks and with
+            `sklearn.mixture.GaussianMixture.score`.
 
         Raises
         ------
         ValueError
             If the model has no normalised density: a layer-wise one of several layers.
         """
-        self._check_fitted_images(X)
-        if len(self._network.layers) > 1:
-            raise ValueError(
-                "score is the mean log density, which a stack of several layers trained with "
-                f"objective={self.objective!r} does not have: only a flat mixture does. Compare "
-                "stacks by their clusters, as with GridSearchCV(scoring='adjusted_rand_score')."
-            )
-        return float(np.mean(np.asarray(self.score_samples(X), dtype=np.float64)))
+        return float(self._log_density(X).mean())
+
+    def bic(self, X: Any) -> float:
+        """Bayesian information criterion on X; the lower the better.
+
+        Parameters
+        ----------
+        X : array-like or Tensor, as in `fit`
+
+        Returns
+        -------
+        float
+        """
+        log_density = self._log_density(X)
+        return float(self.n_parameters_ * np.log(len(log_density)) - 2 * log_density.sum())
+
+    def aic(self, X: Any) -> float:
+        """Akaike information criterion on X; the lower the better.
+
+        Parameters
+        ----------
+        X : array-like or Tensor, as in `fit`
+
+        Returns
+        -------
+        float
+        """
+        return float(2 * self.n_parameters_ - 2 * self._log_density(X).sum())
+
+    def _log_density(self, X: Any) -> FloatArray:
+        """Log density of each image, in double precision."""
+        images = self._check_fitted_images(X)
+        values = self._map_joint(images, "the log density", lambda network, x: network.log_prob(x))
+        return values.astype(np.float64)
 
     @property
     def _n_features_out(self) -> Any:
@@ -304,5 +378,6 @@ class DCGMMEstimator(
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags

@@ -13,21 +13,36 @@ from torch import Tensor
 
 from skdcgmm import _network, _presets
 from skdcgmm._composition import check_layers, name_layers
+from skdcgmm._gaussian import exact_products
 from skdcgmm._network import Network
-from skdcgmm._training import N_STEPS, OBJECTIVES, HistoryRow, Progress, train
+from skdcgmm._training import OBJECTIVES, HistoryRow, train
 from skdcgmm._validation import Images, make_generator
 from skdcgmm.layers import ConvGMM
 
 # Images enter the layers with this variance, about that of images in 0-1, for which the published
 # constants were made.
 _INTERNAL_VARIANCE = 0.1
-# Default lower bound of the first layer's variances, relative to the variance of all pixels.
+# Default floor of the first layer's variances, relative to the variance of all pixels.
 _IMAGE_REG_COVAR, _FEATURE_REG_COVAR = 0.5, 1e-6
-_MIN_EPOCHS, _MAX_EPOCHS = 5, 200
+# Least number of passes over the data, and of images that a stack starts from.
+_MIN_EPOCHS = 6
+_N_SEEDS = 256
+
+
+class Settings(NamedTuple):
+    """Parameters of training, as checked; None leaves a choice to the objective."""
+
+    objective: str
+    max_epochs: int | None
+    batch_size: int | None
+    learning_rate: float | None
+    tol: float
+    n_iter_no_change: int
+    validation_fraction: float | None
 
 
 def build_stack(
-    layers: Any, n_components: int | None, images: Images, reserved: set[str]
+    layers: Any, n_components: int | None, images: Images, reserved: set[str], objective: str
 ) -> Network:
     """Build the network that the parameters `layers` and `n_components` ask for.
 
@@ -36,8 +51,10 @@ def build_stack(
     ValueError, TypeError
         If they ask for no possible stack, or for more components than the images can feed.
     """
-    if layers == "auto":
-        named = name_layers(_presets.auto(images.shape, len(images)))
+    joint = objective == "joint"
+    if isinstance(layers, str) and layers == "auto":
+        choose = _presets.auto if joint else _presets.auto_layerwise
+        named = name_layers(choose(images.shape, len(images)))
     elif isinstance(layers, str):
         named = name_layers(_presets.preset(layers, images.shape))
     else:
@@ -47,9 +64,9 @@ def build_stack(
         top.set_params(n_components=n_components)
     # First without memory: a component too many may be a million too many.
     with torch.device("meta"):
-        _check_components(_network.build(named, images.shape), images, n_components)
+        _check_components(_network.build(named, images.shape, joint=joint), images, n_components)
     with torch.device("cpu"):
-        return _network.build(named, images.shape)
+        return _network.build(named, images.shape, joint=joint)
 
 
 def _check_components(network: Network, images: Images, n_components: int | None) -> None:
@@ -71,7 +88,7 @@ def same_stack(new: Network, old: Network) -> bool:
             network.names,
             network.image_shape,
             [(layer.kernel, layer.stride) for _, layer in network.named_layers()],
-            [parameter.shape for parameter in network.parameters()],
+            [(name, parameter.shape) for name, parameter in network.named_parameters()],
             [layer.emission.spherical for layer in network.mixtures.values()],
         )
         for network in (new, old)
@@ -80,25 +97,38 @@ def same_stack(new: Network, old: Network) -> bool:
 
 
 def initialise(
-    network: Network, images: Images, reg_covar: float | None, rng: np.random.RandomState
+    network: Network,
+    images: Images,
+    weight: NDArray[np.floating[Any]] | None,
+    reg_covar: float | None,
+    rng: np.random.RandomState,
 ) -> None:
     """Scale a network to the images, give it their dtype, and start it at random."""
-    mean, variance = images.moments()
-    if not np.isfinite(variance):
+    plain = images.shape[1:] == (1, 1)
+    # A spherical Gaussian is one in the units of X: all features keep one scale.
+    mean, variance = images.moments(by_feature=plain and not network.first.emission.spherical)
+    if not (np.isfinite(mean).all() and np.isfinite(variance).all()):
         raise ValueError(
             "X has values whose variance is beyond double precision. Scale X, for instance with "
             "sklearn.preprocessing.RobustScaler."
         )
-    variance = variance or 1.0  # constant images
+    overall = float(variance.mean()) if (variance > 0).any() else 1.0
     if reg_covar is None:
-        plain = images.shape[1:] == (1, 1)
-        reg_covar = variance * (_FEATURE_REG_COVAR if plain else _IMAGE_REG_COVAR)
-    scale = (variance / _INTERNAL_VARIANCE) ** 0.5
+        reg_covar = overall * (_FEATURE_REG_COVAR if plain else _IMAGE_REG_COVAR)
+    scale = np.sqrt(np.where(variance > 0, variance, overall) / _INTERNAL_VARIANCE)
     network.to(images.dtype)
-    network.shift.fill_(mean)
-    network.scale.fill_(scale)
-    next(iter(network.mixtures.values())).emission.min_variance = reg_covar / scale**2
-    network.initialise(make_generator(rng))
+    network.shift = torch.as_tensor(mean).to(network.shift)
+    network.scale = torch.as_tensor(scale).to(network.scale)
+    floor = torch.as_tensor(reg_covar / scale**2)
+    network.first.gaussian.set_min_variance(floor.flatten() if floor.ndim else floor)
+    largest = max(layer.n_components for layer in network.mixtures.values())
+    n_seeds = min(len(images), max(_N_SEEDS, 2 * largest))
+    if weight is not None:
+        n_seeds = min(n_seeds, int(np.count_nonzero(weight)))
+        weight = weight / weight.sum()
+    seeds = rng.choice(len(images), n_seeds, replace=False, p=weight)
+    with exact_products(network.scale.device):
+        network.initialise(images.tensor(seeds, network.scale), make_generator(rng))
 
 
 class Result(NamedTuple):
@@ -106,23 +136,18 @@ class Result(NamedTuple):
 
     history: list[HistoryRow]
     converged: bool
-    progress: Progress
+    progress: Any
 
 
 def train_network(
     network: Network,
-    progress: Progress | None,
+    progress: Any,
     images: Images,
+    weight: NDArray[np.floating[Any]] | None,
     rng: np.random.RandomState,
+    settings: Settings,
     *,
-    objective: str,
     stream: bool,
-    max_epochs: int | None,
-    batch_size: int,
-    learning_rate: float,
-    tol: float,
-    n_iter_no_change: int,
-    validation_fraction: float | None,
     on_epoch: Callable[[HistoryRow], None],
 ) -> Result:
     """Train a network in place on all images, or go once over a chunk of a stream.
@@ -132,20 +157,30 @@ def train_network(
     FloatingPointError
         If training diverges.
     """
+    defaults = OBJECTIVES[settings.objective]
+    batch_size = settings.batch_size or defaults.batch_size
     order = rng.permutation(len(images))
     n_held_out = 0
-    if validation_fraction is not None and not stream:
-        n_held_out = min(len(images) - 1, max(1, round(validation_fraction * len(images))))
+    if settings.validation_fraction is not None and not stream:
+        n_held_out = round(settings.validation_fraction * len(images))
+        n_held_out = min(len(images) - 1, max(1, n_held_out))
     held_out, kept = order[:n_held_out], order[n_held_out:]
     n_batches = -(-len(kept) // batch_size)
+    max_epochs = settings.max_epochs
     if max_epochs is None:
-        max_epochs = min(_MAX_EPOCHS, max(_MIN_EPOCHS, -(-N_STEPS // n_batches)))
-    n_steps = N_STEPS if stream else n_batches * max_epochs
-    training = OBJECTIVES[objective](network, n_steps, learning_rate, progress)
+        max_epochs = max(_MIN_EPOCHS, -(-defaults.n_steps // n_batches))
+    training = defaults.objective(
+        network,
+        defaults.n_steps if stream else n_batches * max_epochs,
+        settings.learning_rate or defaults.learning_rate,
+        progress,
+    )
 
-    def batches(index: NDArray[np.integer[Any]]) -> Iterator[Tensor]:
-        for start in range(0, len(index), batch_size):
-            yield images.tensor(index[start : start + batch_size], network.scale)
+    def batches(index: NDArray[np.integer[Any]]) -> Iterator[tuple[Tensor, Tensor | None]]:
+        # Batches of equal size, so that the last few images weigh no more than others.
+        for part in np.array_split(index, -(-len(index) // batch_size)):
+            x = images.tensor(part, network.scale)
+            yield x, None if weight is None else torch.from_numpy(weight[part]).to(x)
 
     history, converged = train(
         training,
@@ -153,8 +188,8 @@ def train_network(
         (lambda: batches(held_out)) if n_held_out else None,
         device=network.scale.device,
         max_epochs=1 if stream else max_epochs,
-        tol=tol,
-        n_iter_no_change=n_iter_no_change,
+        tol=settings.tol,
+        n_iter_no_change=settings.n_iter_no_change,
         on_epoch=on_epoch,
     )
     network.zero_grad(set_to_none=True)

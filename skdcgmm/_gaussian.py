@@ -19,6 +19,8 @@ from skdcgmm._windows import Size, grid_size, pad, unfold
 
 LOG_2PI = math.log(2 * math.pi)
 
+Terms = list[tuple[Tensor, Tensor]]  # of a sum of products: what is seen, and its weights
+
 
 @contextmanager
 def exact_products(device: torch.device) -> Iterator[None]:
@@ -53,6 +55,7 @@ def log_prob(
     Parameters
     ----------
     x : Tensor of shape (N, C, H, W)
+        Missing values are NaN: their terms are dropped, which marginalises them.
     means : Tensor of shape (P, K, D)
     root_precisions : Tensor of shape (P, K, D) or (P, K, 1)
     kernel, stride : (height, width)
@@ -66,11 +69,25 @@ def log_prob(
     quadratic = -precisions / 2  # (P, K, D or 1)
     constant = root_precisions.log() - (precisions * means.square() + LOG_2PI) / 2  # (P, K, D)
     size = (x.shape[2], x.shape[3])
-    bias = _window_constants(constant, size, kernel, stride)  # (P, K) or (rows * columns, K)
     rows, columns = grid_size(size, kernel, stride)
-    if len(means) == 1 and rows * columns > 1:
-        return _convolved(pad(x, kernel, stride), linear[0], quadratic[0], bias, kernel, stride)
-    scores = _multiplied(unfold(x, kernel, stride), linear, quadratic, bias)  # (P, N, K)
+    missing = x.isnan()  # (N, C, H, W)
+    if missing.any():
+        # Each value brings its own constant, and a missing one brings none.
+        x = torch.where(missing, 0, x)
+        seen = pad((~missing).to(x), kernel, stride)  # (N, C, H', W')
+        bias = torch.zeros_like(constant[..., 0])  # (P, K)
+    else:
+        seen = None
+        bias = _window_constants(constant, size, kernel, stride)  # (P, K) or (rows * columns, K)
+    overlapping = stride[0] < kernel[0] or stride[1] < kernel[1]
+    if len(means) == 1 and overlapping and rows * columns > 1:
+        terms = [(x, linear[0]), (x.square(), quadratic[0])]
+        terms += [] if seen is None else [(seen, constant[0])]
+        return _convolved(terms, bias, kernel, stride)
+    patches = unfold(x, kernel, stride)  # (rows * columns, N, D)
+    terms = [(patches, linear), (patches.square(), quadratic)]
+    terms += [] if seen is None else [(unfold(seen, kernel, stride), constant)]
+    scores = _multiplied(terms, bias)  # (rows * columns, N, K)
     return scores.permute(1, 2, 0).reshape(len(x), -1, rows, columns)  # (N, K, rows, columns)
 
 
@@ -86,36 +103,33 @@ def _window_constants(constant: Tensor, size: Size, kernel: Size, stride: Size) 
     return (by_pixel * seen[:, None]).sum(2)
 
 
-def _convolved(
-    x: Tensor, linear: Tensor, quadratic: Tensor, bias: Tensor, kernel: Size, stride: Size
-) -> Tensor:
-    """Scores of shared components: one convolution of (x, x^2)."""
-    squares = x.square()  # (N, C, H, W)
-    n_channels = x.shape[1]
-    if quadratic.shape[1] == 1 < linear.shape[1]:  # spherical: one precision for all channels
-        squares = squares.sum(1, keepdim=True)  # (N, 1, H, W)
-        quadratic, n_channels = quadratic.expand(-1, kernel[0] * kernel[1]), 1
-    features = torch.cat([x, squares], 1).contiguous(memory_format=torch.channels_last)
-    weight = torch.cat(
-        [
-            linear.reshape(-1, x.shape[1], *kernel),
-            quadratic.reshape(-1, n_channels, *kernel),
-        ],
-        1,
-    )  # (K, C + n_channels, h, w)
+def _convolved(terms: Terms, bias: Tensor, kernel: Size, stride: Size) -> Tensor:
+    """Scores of shared components: one convolution of all terms, weights (K, D or 1) each."""
+    inputs, weights = [], []
+    for x, weight in terms:
+        if weight.shape[1] == 1 < x.shape[1] * kernel[0] * kernel[1]:  # spherical
+            x, weight = x.sum(1, keepdim=True), weight.expand(-1, kernel[0] * kernel[1])
+        inputs.append(pad(x, kernel, stride))
+        weights.append(weight.reshape(len(weight), x.shape[1], *kernel))
+    features = torch.cat(inputs, 1).contiguous(memory_format=torch.channels_last)
+    weight = torch.cat(weights, 1)  # (K, channels of the features, h, w)
     if len(bias) == 1:
         return functional.conv2d(features, weight, bias[0], stride)
     scores = functional.conv2d(features, weight, None, stride)  # (N, K, rows, columns)
     return scores + bias.T.view(scores.shape[1:])
 
 
-def _multiplied(patches: Tensor, linear: Tensor, quadratic: Tensor, bias: Tensor) -> Tensor:
-    """Scores of each position's own components: patches (P, N, D) to (P, N, K)."""
-    scores = torch.baddbmm(bias[:, None], patches, linear.mT)  # (P, N, K)
-    squares = patches.square()  # (P, N, D)
-    if quadratic.shape[2] == 1 < linear.shape[2]:
-        squares = squares.sum(2, keepdim=True)  # (P, N, 1)
-    return torch.baddbmm(scores, squares, quadratic.mT)
+def _multiplied(terms: Terms, bias: Tensor) -> Tensor:
+    """Scores by position: terms of patches (R, N, D) and weights (P, K, D or 1) to (R, N, K)."""
+    scores = bias[:, None]  # (P or R, 1, K)
+    for x, weight in terms:
+        if weight.shape[2] == 1 < x.shape[2]:  # spherical
+            x = x.sum(2, keepdim=True)  # (R, N, 1)
+        if len(weight) == 1:
+            scores = scores + x @ weight[0].mT
+        else:
+            scores = torch.baddbmm(scores, x, weight.mT)
+    return scores
 
 
 def sample(

@@ -11,11 +11,13 @@ from torch import Tensor
 
 from skdcgmm import _generation
 from skdcgmm._base import BaseDCGMM
-from skdcgmm._network import Network
+from skdcgmm._network import JointNetwork, Network
 from skdcgmm._validation import Images, answer, check_number, make_generator
 from skdcgmm.layers import Generation
 
-# Draws of deep stacks: the variances of upper layers are bounds rather than estimates.
+IMPUTE_METHODS = ("mean", "sample")
+
+# Draws of layer-wise stacks: the variances of upper layers are bounds rather than estimates.
 _DEEP_TEMPERATURE = 0.1
 
 
@@ -30,15 +32,17 @@ class GenerativeDCGMM(BaseDCGMM):
         *,
         cluster: int | None = None,
         temperature: float | None = None,
-        top_s: int = 1,
+        top_s: int | None = None,
         sharpening_steps: int = 0,
         random_state: int | np.random.RandomState | None = None,
     ) -> tuple[NDArray[Any], NDArray[Any]]:
         """Draw images from the model, from the top layer down.
 
-        A top component is drawn by the mixture weights. A component of an upper layer draws what
-        it saw in training, the responsibilities below; clipped at zero they are the weights by
-        which each position below draws its component. Patches are averaged where they overlap.
+        A joint stack draws from its density: a top component by the mixture weights, then by its
+        tables the components below, then the pixels. A component of an upper layer of a layer-wise
+        stack draws what it saw in training, the responsibilities below; clipped at zero they are
+        the weights by which each position below draws its component, and patches are averaged where
+        they overlap.
 
         Parameters
         ----------
@@ -47,10 +51,12 @@ class GenerativeDCGMM(BaseDCGMM):
             The top component of all images; None draws it.
         temperature : float, default=None
             Factor of all Gaussian variances: 1 draws from the Gaussians as fitted, 0 takes their
-            means. None is 1 for a flat mixture, whose draws are then exact, and 0.1 for a deep
-            stack, whose upper variances are bounds rather than estimates.
-        top_s : int, default=1
-            Number of likeliest components that may be drawn at a position of a lower layer.
+            means, for pictures. None is 1 for a joint stack or a flat mixture, whose draws are then
+            exact, and 0.1 for a layer-wise deep stack, whose upper variances are bounds rather than
+            estimates.
+        top_s : int, default=None
+            Number of likeliest components that may be drawn at a position of a lower layer. None
+            is all for a joint stack, 1 for a layer-wise one.
         sharpening_steps : int, default=0
             Steps of `sharpen`.
         random_state : int, RandomState instance or None, default=None
@@ -69,10 +75,13 @@ class GenerativeDCGMM(BaseDCGMM):
         n_clusters = network.top.n_components
         check_number("cluster", cluster, low=0, high=n_clusters, integer=True, optional="drawn")
         check_number("temperature", temperature, low=0, optional="by the stack")
-        check_number("top_s", top_s, low=1, integer=True)
+        check_number("top_s", top_s, low=1, integer=True, optional="by objective")
         check_number("sharpening_steps", sharpening_steps, low=0, integer=True)
+        exact = isinstance(network, JointNetwork)
         if temperature is None:
-            temperature = 1.0 if len(network.layers) == 1 else _DEEP_TEMPERATURE
+            temperature = 1.0 if exact else _DEEP_TEMPERATURE
+        if top_s is None and not exact:
+            top_s = 1
         seed = self.random_state if random_state is None else random_state
         generation = Generation(temperature, top_s, make_generator(seed, network.scale.device))
         batch_size = Images.batch_size(network.numbers_per_image)
@@ -82,6 +91,50 @@ class GenerativeDCGMM(BaseDCGMM):
             drawn = Images(rows.reshape(n_samples, -1), network.image_shape, self._row_shape)
             rows = self._sharpened(drawn, None, sharpening_steps, 0.0)
         return rows, labels.numpy()
+
+    def impute(
+        self,
+        X: Any,
+        *,
+        method: str = "mean",
+        random_state: int | np.random.RandomState | None = None,
+    ) -> Any:
+        """Fill in missing pixels, given the observed ones.
+
+        Parameters
+        ----------
+        X : array-like or Tensor, as in `fit`
+            NaN where missing. Observed pixels stay as they are.
+        method : {"mean", "sample"}, default="mean"
+            The mean of the exact conditional distribution, or a draw from it.
+        random_state : int, RandomState instance or None, default=None
+            Seed of the draws; None is that of the estimator.
+
+        Returns
+        -------
+        ndarray or Tensor of the shape of X
+
+        Raises
+        ------
+        ValueError
+            If the model has no density: a layer-wise stack of several layers.
+        """
+        images = self._check_fitted_images(X)
+        if method not in IMPUTE_METHODS:
+            raise ValueError(f"method must be one of {IMPUTE_METHODS}; got {method!r}.")
+        device = self._joint_network("impute").scale.device
+        seed = self.random_state if random_state is None else random_state
+        generation = Generation(generator=make_generator(seed, device))
+
+        def rows(network: JointNetwork, x: Tensor) -> Tensor:
+            mean = method == "mean"
+            filled = network.impute_mean(x) if mean else network.impute_sample(x, generation)
+            return filled.permute(0, 2, 3, 1).flatten(1)
+
+        filled = self._map_joint(images, "impute", rows)
+        # Observed values exactly as they came, in whatever precision the stack computes.
+        filled = np.where(np.isnan(images.rows), filled, images.rows)
+        return answer(X, filled.reshape(len(images), *images.row_shape))
 
     def sharpen(
         self, X: Any, *, layer: int | str | None = None, n_steps: int = 100, pull: float = 0.0
@@ -97,7 +150,8 @@ class GenerativeDCGMM(BaseDCGMM):
         X : array-like or Tensor, as in `fit`
         layer : int or str, default=None
             The mixture layer whose log-likelihood is the score: index among the mixture layers, or
-            name. None sums over all layers, each counted once for its whole input.
+            name. None is the log density of a joint stack; the sum over the layers of a layer-wise
+            one, each counted once for its whole input.
         n_steps : int, default=100
         pull : float, default=0.0
             Weight of the pull towards the start x0; pixels are scaled to a variance of 0.1.

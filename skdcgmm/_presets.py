@@ -54,16 +54,34 @@ def preset(name: str, image_shape: Shape) -> list[LayerSpec]:
 
 
 def auto(image_shape: Shape, n_samples: int) -> list[LayerSpec]:
-    """A stack for images of this shape; a flat mixture for plain features.
+    """A stack of one density for images of this shape; a flat mixture for plain features.
 
-    The number of top components is 49 for images and 8 for plain features, fewer where a cluster
-    would hold less than 15 samples on average.
+    Tiles of four pixels, then windows of two by two until few are left, then the top. Fewer
+    components where they would see less than 15 images on average.
     """
     size: Size = image_shape[1:]
     n_clusters = max(1, n_samples // 15)
     if size == (1, 1):
         return [ConvGMM(min(8, n_clusters))]
-    # Windows of two sevenths of each side, four of which overlap, as in architecture b.
+    tile = (min(4, size[0]), min(4, size[1]))
+    layers: list[LayerSpec] = []
+    size = image_shape[1:]
+    layers.append(ConvGMM(min(200, n_clusters), tile, shared=False))
+    size = grid_size(size, tile, tile)
+    while max(size) > 2:
+        kernel = (min(2, size[0]), min(2, size[1]))
+        layers.append(ConvGMM(min(100, n_clusters), kernel, shared=False))
+        size = grid_size(size, kernel, kernel)
+    return [*layers, ConvGMM(min(100, n_clusters))]
+
+
+def auto_layerwise(image_shape: Shape, n_samples: int) -> list[LayerSpec]:
+    """The same for layer-wise training: overlapping windows as in architecture b."""
+    size: Size = image_shape[1:]
+    n_clusters = max(1, n_samples // 15)
+    if size == (1, 1):
+        return [ConvGMM(min(8, n_clusters))]
+    # Windows of two sevenths of each side, four of which overlap.
     kernel = (_auto_kernel(size[0]), _auto_kernel(size[1]))
     stride = (max(1, kernel[0] // 4), max(1, kernel[1] // 4))
     n_parts = 49 if kernel[0] * kernel[1] >= 49 else 25

@@ -11,16 +11,18 @@ import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import validate_data
+from sklearn.utils.validation import _check_sample_weight, validate_data
 from torch import Tensor
 
 from skdcgmm._gaussian import exact_products
 from skdcgmm.layers import Shape
 
 EXPECTED_X = (
-    "X must be a dense array or data frame of finite real numbers, of shape (n_samples, "
-    "n_features), (n_samples, height, width) or (n_samples, height, width, channels)."
+    "X must be a dense array or data frame of real numbers, finite or NaN where missing, of shape "
+    "(n_samples, n_features), (n_samples, height, width) or (n_samples, height, width, channels)."
 )
+
+FloatArray = NDArray[np.floating[Any]]
 
 # Numbers in the tensors that a batch of predictions may fill: bounds the memory of predictions.
 _BATCH_NUMBERS = 2**23
@@ -67,12 +69,21 @@ class Images:
         """Consecutive slices of at most `size` images."""
         return (slice(start, start + size) for start in range(0, len(self), size))
 
-    def moments(self) -> tuple[float, float]:
-        """Mean and variance over all pixels, in double precision."""
+    def moments(self, *, by_feature: bool) -> tuple[FloatArray, FloatArray]:
+        """Mean and variance of the observed values, in double precision.
+
+        Of each feature, of shape (features, 1, 1), or over all of them, of shape ().
+        """
+        axis, shape = (0, (-1, 1, 1)) if by_feature else (None, ())
         parts = [self.rows[part] for part in self.slices(1000)]
-        mean = sum(part.sum(dtype=np.float64) for part in parts) / self.rows.size
-        squares = sum(np.square(np.subtract(part, mean, dtype=np.float64)).sum() for part in parts)
-        return float(mean), float(squares / self.rows.size)
+        count = sum(np.sum(~np.isnan(part), axis=axis) for part in parts)
+        count = np.maximum(count, 1)  # nothing observed: mean and variance are 0
+        mean = sum(np.nansum(part, axis=axis, dtype=np.float64) for part in parts) / count
+        squares = sum(
+            np.nansum(np.square(np.subtract(part, mean, dtype=np.float64)), axis=axis)
+            for part in parts
+        )
+        return np.reshape(mean, shape), np.reshape(squares / count, shape)
 
     def map(
         self, function: Callable[[Tensor], Tensor], like: Tensor, numbers_per_image: int
@@ -124,6 +135,7 @@ def check_images(
             # Small types stay as they are until a batch is made of them.
             dtype=None if _exact_in_float32(X) else np.float64,
             reset=reset,
+            ensure_all_finite="allow-nan",
             ensure_min_samples=2 if reset else 1,
         )
     except (ValueError, TypeError) as error:
@@ -174,6 +186,25 @@ def _exact_in_float32(X: object) -> bool:
     if not isinstance(dtype, np.dtype) or not dtype.isnative:
         return False
     return dtype != np.float64 and np.can_cast(dtype, np.float32)
+
+
+def check_weights(sample_weight: Any, images: Images) -> FloatArray | None:
+    """Weights of images, scaled to a mean of 1; None if there are none.
+
+    Raises
+    ------
+    ValueError
+        If they are not one non-negative number an image, or all are zero.
+    """
+    if sample_weight is None:
+        return None
+    weight: FloatArray = _check_sample_weight(
+        sample_weight, images.rows, dtype=np.float64, ensure_non_negative=True
+    )
+    if not weight.any():
+        raise ValueError("sample_weight must have a positive sum; all weights are zero.")
+    scaled: FloatArray = weight / weight.mean()
+    return scaled
 
 
 def answer(X: object, values: NDArray[Any]) -> Any:

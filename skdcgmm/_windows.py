@@ -26,10 +26,18 @@ def grid_size(size: Size, kernel: Size, stride: Size) -> Size:
 
 def mean_window_area(size: Size, kernel: Size, stride: Size) -> float:
     """Pixels that a window holds inside the border, averaged over windows."""
-    area = 1.0
+    rows, columns = grid_size(size, kernel, stride)
+    return float(coverage(size, kernel, stride).sum()) / (rows * columns)
+
+
+def coverage(size: Size, kernel: Size, stride: Size) -> Tensor:
+    """Number of windows that see each pixel, (height, width)."""
+    sides = []
     for n, k, s, g in zip(size, kernel, stride, grid_size(size, kernel, stride), strict=True):
-        area *= sum(max(0, min(k, n - i * s)) for i in range(g)) / g
-    return area
+        pixel = torch.arange(n, device="cpu")[:, None]
+        start = s * torch.arange(g, device="cpu")
+        sides.append(((start <= pixel) & (pixel < start + k)).sum(1))  # (n,)
+    return sides[0][:, None] * sides[1]
 
 
 def overhang(size: Size, kernel: Size, stride: Size) -> Size:

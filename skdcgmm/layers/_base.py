@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from sklearn.base import BaseEstimator
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from skdcgmm._windows import Size, grid_size, mean_window_area
 
 Shape = tuple[int, int, int]  # channels, height, width
+EmissionFactory = Callable[..., Any]  # with the parameters of an Emission
 
 
 class Generation(NamedTuple):
@@ -57,8 +59,10 @@ class LayerSpec(BaseEstimator):
     kind: str
 
     @abstractmethod
-    def build(self, name: str, input_shape: Shape) -> Layer:
+    def build(self, name: str, input_shape: Shape, emission: EmissionFactory) -> Layer:
         """Make the torch module for an input of shape (channels, height, width).
+
+        A mixture makes what its components emit by `emission`; other layers have no use for it.
 
         Raises
         ------

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from skdcgmm import _categorical
-from skdcgmm._windows import Size
+from skdcgmm._windows import Size, grid_size
 from skdcgmm.layers._base import (
+    EmissionFactory,
     Generation,
     Layer,
     LayerSpec,
@@ -16,7 +19,7 @@ from skdcgmm.layers._base import (
     check_pair,
     check_positive,
 )
-from skdcgmm.layers._emissions import GaussianEmission
+from skdcgmm.layers._emissions import Emission, GaussianEmission
 
 COVARIANCE_TYPES = ("diag", "spherical")
 
@@ -69,7 +72,7 @@ class ConvGMM(LayerSpec):
         self.covariance_type = covariance_type
         self.shared = shared
 
-    def build(self, name: str, input_shape: Shape) -> MixtureLayer:
+    def build(self, name: str, input_shape: Shape, emission: EmissionFactory) -> MixtureLayer:
         """Make the torch module for an input of shape (channels, height, width)."""
         n_components = check_positive(f"{name}__n_components", self.n_components)
         kernel = check_kernel(f"{name}__kernel_size", self.kernel_size, input_shape[1:])
@@ -79,14 +82,11 @@ class ConvGMM(LayerSpec):
                 f"{name}__covariance_type must be one of {COVARIANCE_TYPES}; "
                 f"got {self.covariance_type!r}."
             )
-        return MixtureLayer(
-            input_shape,
-            n_components,
-            kernel,
-            stride,
-            shared=bool(self.shared),
-            spherical=self.covariance_type == "spherical",
-        )
+        rows, columns = grid_size(input_shape[1:], kernel, stride)
+        positions = (1, 1) if self.shared else (rows, columns)
+        spherical = self.covariance_type == "spherical"
+        emitted = emission(positions, n_components, input_shape[0], kernel, spherical=spherical)
+        return MixtureLayer(input_shape, stride, emitted)
 
 
 class MixtureLayer(Layer):
@@ -95,28 +95,15 @@ class MixtureLayer(Layer):
     Attributes
     ----------
     logits : Parameter of shape (K, 1, 1), or (K, rows, columns) if each position has its own
-        Weights before the softmax over components.
-    emission : GaussianEmission
+        Weights before the softmax over components; None where the layer above gives the weights.
+    emission : Emission
     """
 
-    def __init__(
-        self,
-        input_shape: Shape,
-        n_components: int,
-        kernel: Size,
-        stride: Size,
-        *,
-        shared: bool = True,
-        spherical: bool = False,
-    ) -> None:
-        super().__init__(input_shape, n_components, kernel, stride)
-        rows, columns = (1, 1) if shared else self.output_shape[1:]
-        self.logits = nn.Parameter(torch.zeros(n_components, rows, columns))
-        self.emission = GaussianEmission(
-            rows * columns,
-            n_components,
-            input_shape[0] * kernel[0] * kernel[1],
-            spherical=spherical,
+    def __init__(self, input_shape: Shape, stride: Size, emission: Emission) -> None:
+        super().__init__(input_shape, emission.n_components, emission.kernel, stride)
+        self.emission = emission
+        self.logits: nn.Parameter | None = nn.Parameter(
+            torch.zeros(emission.n_components, *emission.positions)
         )
 
     @property
@@ -127,27 +114,49 @@ class MixtureLayer(Layer):
     @property
     def n_mixtures(self) -> int:
         """Separate mixtures: 1 if positions share theirs, else the number of positions."""
-        return self.logits[0].numel()
+        return math.prod(self.emission.positions)
+
+    @property
+    def n_parameters(self) -> int:
+        """Free parameters; those of values beyond the border do not count."""
+        n_weights = 0 if self.logits is None else self.logits.numel() - self.n_mixtures
+        inside = self.input_shape[0] * self.window_area
+        if self.n_mixtures == 1:
+            inside = self.input_shape[0] * math.prod(self.kernel)
+        return n_weights + self.emission.n_parameters(inside)
+
+    @property
+    def gaussian(self) -> GaussianEmission:
+        """The emission of a layer that emits numbers."""
+        assert isinstance(self.emission, GaussianEmission)
+        return self.emission
 
     @property
     def log_weights(self) -> Tensor:
         """Log mixture weights, normalised over components at each position."""
+        assert self.logits is not None
         return self.logits.log_softmax(0)  # (K, 1 or rows, 1 or columns)
 
     @torch.no_grad()
     def set_weights(self, weights: Tensor) -> None:
         """Set the mixture weights, of the shape of `logits`."""
+        assert self.logits is not None
         self.logits.copy_(weights.clamp_min(_MIN_WEIGHT).log())
 
-    def initialise(self, generator: torch.Generator) -> None:
-        """Start from random means, equal precisions and equal weights."""
-        with torch.no_grad():
+    @torch.no_grad()
+    def initialise(self, x: Tensor, generator: torch.Generator) -> None:
+        """Start with equal weights and at random, given some inputs (N, C, H, W)."""
+        if self.logits is not None:
             self.logits.zero_()
-        self.emission.initialise(generator)
+        self.emission.initialise(x, self.stride, generator)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log density of each window under each component, (N, K, rows, columns)."""
+        return self.emission.log_prob(x, self.stride)
 
     def scores(self, x: Tensor) -> Tensor:
         """Log of weight times density: (N, *input_shape) to (N, K, rows, columns)."""
-        return self.emission.log_prob(x, self.kernel, self.stride) + self.log_weights
+        return self.log_prob(x) + self.log_weights
 
     def forward(self, x: Tensor) -> Tensor:
         """Responsibilities of the components for each window, (N, K, rows, columns)."""
@@ -158,10 +167,9 @@ class MixtureLayer(Layer):
         weights = control + _MIN_WEIGHT * self.log_weights.exp()  # (N, K, rows, columns)
         kept = _categorical.keep_largest(weights.movedim(1, -1), generation.top_s)
         components = _categorical.sample(kept, generation.generator)  # (N, rows, columns)
-        return self.emission.sample(
+        return self.gaussian.sample(
             components,
             self.input_shape[1:],
-            self.kernel,
             self.stride,
             generation.temperature,
             generation.generator,

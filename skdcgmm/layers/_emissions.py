@@ -1,17 +1,20 @@
 """What a mixture's components emit into their windows.
 
 An emission answers two questions: how likely is what each window shows under each component
-(`log_prob`), and what does a given component show (`sample`). A mixture layer asks nothing else
-of it, so other emissions can take this one's place; what training and fitted parameters need of its
-tensors stays with the objective and with `_parameters`.
+(`log_prob`), and what does a given component show (`sample`). Gaussians emit numbers, such as
+pixels; tables of probabilities emit components of the layer below.
 """
 
 from __future__ import annotations
 
+import math
+from abc import abstractmethod
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from skdcgmm import _gaussian, _windows
+from skdcgmm import _categorical, _gaussian, _windows
 from skdcgmm._windows import Size
 
 # Published start: means within +-0.1, root precisions at sqrt(20), which is also their cap on
@@ -23,73 +26,130 @@ _VARIANCE = 0.05
 _FLOAT32_VARIANCE = 0.01
 # Floor of the precisions, so that a logarithm never sees zero.
 _MIN_PRECISION = 1e-4
+# Standard deviation of the noise on means that start as windows: equal windows must part.
+_SEED_NOISE = 0.1
+# Share of the average window's chance to be picked that every window has.
+_SEED_FLOOR = 0.01
+# Share of the average table in tables that start as responsibilities of a window.
+_SEED_AVERAGE = 0.2
+_MIN_SEED_PROBABILITY = 1e-4
 
 
-class GaussianEmission(nn.Module):
-    """Gaussians with diagonal or spherical covariances.
+class Emission(nn.Module):
+    """What the components of a mixture layer emit.
 
     Parameters
     ----------
-    n_positions : int
-        1 if all positions share their Gaussians.
+    positions : (rows, columns)
+        Of windows that have a mixture of their own; (1, 1) if all share one.
     n_components : int
-    n_values : int
-        Values in a window.
+    n_channels : int
+        Of the input.
+    kernel : (height, width)
     spherical : bool
-        Whether a component has one precision for all values.
+        Whether a Gaussian has one variance for all values; others have no use for it.
+    """
+
+    def __init__(
+        self, positions: Size, n_components: int, n_channels: int, kernel: Size, *, spherical: bool
+    ) -> None:
+        super().__init__()
+        self.positions, self.kernel = positions, kernel
+        self.n_components, self.n_channels = n_components, n_channels
+        self.spherical = spherical
+
+    def constrain(self) -> None:
+        """Put parameters back into their bounds after a step."""
+
+    @abstractmethod
+    def log_prob(self, x: Tensor, stride: Size) -> Tensor:
+        """Log density of each window of (N, C, H, W) by component, (N, K, rows, columns)."""
+
+    @abstractmethod
+    def initialise(self, x: Tensor, stride: Size, generator: torch.Generator) -> None:
+        """Start at random, given some inputs `x` (N, C, H, W)."""
+
+    @abstractmethod
+    def n_parameters(self, n_inside: float) -> int:
+        """Free parameters; `n_inside` values of a window, on average, are inside the border."""
+
+    def _pick(self, windows: Tensor, generator: torch.Generator) -> Tensor:
+        """For each component one of the windows (R, N, D) of its position, (P, K, D).
+
+        Drawn with probability proportional to the squared distance from the mean window: most
+        windows at a border are blank, and components that start there would never leave.
+        """
+        windows = windows.reshape(math.prod(self.positions), -1, windows.shape[2])  # (P, M, D)
+        distance = (windows - windows.mean(1, keepdim=True)).square().sum(2)  # (P, M)
+        weights = distance + _SEED_FLOOR * distance.mean(1, keepdim=True) + 1e-12  # (P, M)
+        # Gumbel noise draws without replacement; `multinomial` allows only 2^24 candidates.
+        uniform = torch.rand(weights.shape, generator=generator, device=generator.device)
+        noise = -(-uniform.clamp_min(1e-30).log()).log()  # (P, M)
+        picked = (weights.log() + noise.to(weights)).topk(self.n_components, 1).indices  # (P, K)
+        return windows.gather(1, picked[..., None].expand(-1, -1, windows.shape[2]))
+
+
+class GaussianEmission(Emission):
+    """Gaussians with diagonal or spherical covariances.
 
     Attributes
     ----------
     means : Parameter of shape (P, K, D)
-    root_precisions : Parameter of shape (P, K, D) or (P, K, 1)
-        Inverse standard deviations.
-    min_variance : float
+        D values of a window in the order (channel, row, column).
+    min_variance : Tensor of shape () or (D,)
         Floor of the variances.
     """
 
-    root_precisions: nn.Parameter
+    min_variance: Tensor
 
     def __init__(
-        self, n_positions: int, n_components: int, n_values: int, *, spherical: bool = False
+        self, positions: Size, n_components: int, n_channels: int, kernel: Size, *, spherical: bool
     ) -> None:
-        super().__init__()
-        width = 1 if spherical else n_values
-        self.spherical = spherical
-        self.min_variance = _VARIANCE
-        self.means = nn.Parameter(torch.zeros(n_positions, n_components, n_values))
-        self.root_precisions = nn.Parameter(torch.ones(n_positions, n_components, width))
+        super().__init__(positions, n_components, n_channels, kernel, spherical=spherical)
+        n_values = n_channels * math.prod(kernel)
+        self.means = nn.Parameter(torch.zeros(math.prod(positions), n_components, n_values))
+        self.register_buffer("min_variance", torch.tensor(_VARIANCE))
+        self._in_double = False
+
+    @property
+    def _variances_shape(self) -> tuple[int, int, int]:
+        n_positions, n_components, n_values = self.means.shape
+        return n_positions, n_components, 1 if self.spherical else n_values
+
+    @property
+    @abstractmethod
+    def root_precisions(self) -> Tensor:
+        """Inverse standard deviations, (P, K, D), or (P, K, 1) if spherical."""
 
     @torch.no_grad()
-    def initialise(self, generator: torch.Generator) -> None:
-        """Draw the means at random and set the precisions to their published start."""
-        start = torch.rand(
-            self.means.shape,
-            generator=generator,
-            dtype=self.means.dtype,
-            device=generator.device,
-        )
-        self.means.copy_(_MEAN_RANGE * (2 * start - 1))
-        self.root_precisions.fill_(_VARIANCE**-0.5)
-        self.constrain()
+    def set_min_variance(self, min_variance: Tensor) -> None:
+        """Set the floor of the variances, () or (D,); spherical Gaussians take the largest."""
+        floor = min_variance.max() if self.spherical else min_variance
+        self.min_variance = floor.to(self.means)
+        self._in_double = float(floor.min()) < _FLOAT32_VARIANCE
 
-    @torch.no_grad()
-    def constrain(self) -> None:
-        """Put the precisions back into their bounds."""
-        self.root_precisions.clamp_(_MIN_PRECISION**0.5, self.min_variance**-0.5)
+    @abstractmethod
+    def set_variances(self, variances: Tensor) -> None:
+        """Set the variances, of the shape of the root precisions; the floor gives way."""
 
-    def log_prob(self, x: Tensor, kernel: Size, stride: Size) -> Tensor:
-        """Log density of each window of (N, C, H, W) by component, (N, K, rows, columns)."""
+    def log_prob(self, x: Tensor, stride: Size) -> Tensor:
+        """Log density of each window by component; missing values, NaN, are left out."""
         parameters = self.means, self.root_precisions
-        if x.dtype == torch.float32 and self.min_variance < _FLOAT32_VARIANCE:
+        if x.dtype == torch.float32 and self._in_double:
             means, roots = (parameter.double() for parameter in parameters)
-            return _gaussian.log_prob(x.double(), means, roots, kernel, stride).to(x.dtype)
-        return _gaussian.log_prob(x, *parameters, kernel, stride)
+            return _gaussian.log_prob(x.double(), means, roots, self.kernel, stride).to(x.dtype)
+        return _gaussian.log_prob(x, *parameters, self.kernel, stride)
+
+    def n_parameters(self, n_inside: float) -> int:
+        """Means and variances of the values inside the border."""
+        n_gaussians = math.prod(self.positions) * self.n_components
+        n_means = round(n_inside * n_gaussians)
+        return n_means + (n_gaussians if self.spherical else n_means)
 
     def sample(
         self,
         components: Tensor,
         size: Size,
-        kernel: Size,
         stride: Size,
         temperature: float,
         generator: torch.Generator | None,
@@ -98,4 +158,221 @@ class GaussianEmission(nn.Module):
         patches = _gaussian.sample(
             self.means, self.root_precisions, components.flatten(1).T, temperature, generator
         )  # (rows * columns, N, D)
-        return _windows.fold_mean(patches, size, kernel, stride)
+        return _windows.fold_mean(patches, size, self.kernel, stride)
+
+    def mean(self, responsibilities: Tensor, size: Size, stride: Size) -> Tensor:
+        """Mean input (N, C, *size) given responsibilities (N, K, rows, columns)."""
+        weights = responsibilities.flatten(2).permute(2, 0, 1)  # (rows * columns, N, K)
+        return _windows.fold_mean(weights @ self.means, size, self.kernel, stride)
+
+
+class ClippedGaussianEmission(GaussianEmission):
+    """Gaussians of the published recipe: root precisions that are clipped after every step.
+
+    Attributes
+    ----------
+    roots : Parameter of shape (P, K, D) or (P, K, 1)
+        Root precisions.
+    """
+
+    def __init__(
+        self, positions: Size, n_components: int, n_channels: int, kernel: Size, *, spherical: bool
+    ) -> None:
+        super().__init__(positions, n_components, n_channels, kernel, spherical=spherical)
+        self.roots = nn.Parameter(torch.ones(self._variances_shape))
+
+    @property
+    def root_precisions(self) -> Tensor:
+        """Inverse standard deviations."""
+        return self.roots
+
+    @torch.no_grad()
+    def initialise(self, x: Tensor, stride: Size, generator: torch.Generator) -> None:
+        """Draw small means, whatever the inputs; the published start."""
+        start = torch.rand(
+            self.means.shape,
+            generator=generator,
+            dtype=self.means.dtype,
+            device=generator.device,
+        )
+        self.means.copy_(_MEAN_RANGE * (2 * start - 1))
+        self.roots.fill_(_VARIANCE**-0.5)
+        self.constrain()
+
+    @torch.no_grad()
+    def constrain(self) -> None:
+        """Put the precisions back into their bounds."""
+        self.roots.clamp_(min=_MIN_PRECISION**0.5)
+        self.roots.copy_(torch.minimum(self.roots, self.min_variance.rsqrt()))
+
+    @torch.no_grad()
+    def set_variances(self, variances: Tensor) -> None:
+        """Set the variances; the floor gives way to smaller ones."""
+        self.set_min_variance(torch.minimum(self.min_variance, variances.amin((0, 1))))
+        self.roots.copy_(variances.rsqrt())
+
+
+class FlooredGaussianEmission(GaussianEmission):
+    """Gaussians of which the smallest variance is added, as `reg_covar` is in GaussianMixture.
+
+    Attributes
+    ----------
+    log_excess : Parameter of shape (P, K, D) or (P, K, 1)
+        Logarithm of the variances above the floor.
+    """
+
+    def __init__(
+        self, positions: Size, n_components: int, n_channels: int, kernel: Size, *, spherical: bool
+    ) -> None:
+        super().__init__(positions, n_components, n_channels, kernel, spherical=spherical)
+        self.log_excess = nn.Parameter(torch.zeros(self._variances_shape))
+
+    @torch.no_grad()
+    def initialise(self, x: Tensor, stride: Size, generator: torch.Generator) -> None:
+        """Start every mean as a random window of `x` and some noise."""
+        windows = _windows.unfold(x.nan_to_num(nan=0.0), self.kernel, stride)  # (R, N, D)
+        noise = torch.randn(
+            self.means.shape, generator=generator, dtype=x.dtype, device=generator.device
+        ).to(x)
+        self.means.copy_(self._pick(windows, generator) + _SEED_NOISE * noise)
+        self.set_variances(self.min_variance + torch.full_like(self.root_precisions, _VARIANCE))
+
+    @property
+    def root_precisions(self) -> Tensor:
+        """Inverse standard deviations."""
+        return (self.min_variance + self.log_excess.exp()).rsqrt()
+
+    @torch.no_grad()
+    def set_variances(self, variances: Tensor) -> None:
+        """Set the variances; the floor gives way to smaller ones."""
+        # An excess this small is lost in the sum, also in double precision.
+        self.set_min_variance(torch.minimum(self.min_variance, variances.amin((0, 1))))
+        excess = (variances - self.min_variance).clamp_min(1e-20 * self.min_variance)
+        self.log_excess.copy_(excess.log())
+
+
+class CategoricalEmission(Emission):
+    """Tables: each cell of a window draws its component of the layer below from its own.
+
+    All cells of a pooled window draw, independently, from the one table of that window.
+
+    Parameters
+    ----------
+    pool : (height, width)
+        Cells of the layer below that share a table.
+
+    Attributes
+    ----------
+    logits : Parameter of shape (rows, kernel height, columns, kernel width, K, J)
+        Of the tables, over J components below. Rows and columns of windows are 1 if shared.
+    """
+
+    def __init__(
+        self,
+        positions: Size,
+        n_components: int,
+        n_channels: int,
+        kernel: Size,
+        *,
+        spherical: bool = False,
+        pool: Size = (1, 1),
+    ) -> None:
+        super().__init__(positions, n_components, n_channels, kernel, spherical=spherical)
+        self.pool = pool
+        (rows, columns), (height, width) = positions, kernel
+        shape = (rows, height, columns, width, n_components, n_channels)
+        self.logits = nn.Parameter(torch.zeros(shape))
+
+    @property
+    def window(self) -> Size:
+        """Height and width of a window in cells of the layer below."""
+        return self.kernel[0] * self.pool[0], self.kernel[1] * self.pool[1]
+
+    def tables(self, size: Size) -> Tensor:
+        """The table of each cell of the layer below, which has `size` cells, (H, W, K, J)."""
+        rows, height, columns, width = self.logits.shape[:4]
+        n_rows, n_columns = _windows.grid_size(size, self.window, self.window)
+        if (rows, columns) == (n_rows, n_columns) and self.pool == (1, 1):
+            logits = self.logits.flatten(2, 3).flatten(0, 1)  # (rows * height, columns * width, ..)
+            return _categorical.tables(logits[: size[0], : size[1]])
+        device = self.logits.device
+        row = torch.arange(size[0], device=device)[:, None] // self.pool[0]  # (H, 1)
+        column = torch.arange(size[1], device=device) // self.pool[1]  # (W,)
+        return _categorical.tables(self.logits)[
+            row // height % rows, row % height, column // width % columns, column % width
+        ]
+
+    def log_prob(self, x: Tensor, stride: Size) -> Tensor:
+        """Log density of each window, given those of its cells by component (N, J, H, W)."""
+        size = (x.shape[2], x.shape[3])
+        return _categorical.log_prob(x, self.tables(size), self.window)
+
+    @torch.no_grad()
+    def initialise(self, x: Tensor, stride: Size, generator: torch.Generator) -> None:
+        """Start every table as the responsibilities in a random window of `x`, smoothed."""
+        pooled = functional.avg_pool2d(x, self.pool, ceil_mode=True, count_include_pad=False)
+        windows = _windows.unfold(pooled, self.kernel, self.kernel)  # (R, N, D)
+        picked = self._pick(windows, generator)  # (P, K, D)
+        average = windows.reshape(len(picked), -1, windows.shape[2]).mean(1, keepdim=True)
+        seeds = picked + _SEED_AVERAGE * (average - picked)  # (P, K, D)
+        self.logits.copy_(self.from_windows(seeds.clamp_min(_MIN_SEED_PROBABILITY).log()))
+
+    def n_parameters(self, n_inside: float) -> int:
+        """Free entries of the tables of cells inside the border."""
+        n_tables = round(math.prod(self.positions) * n_inside / self.n_channels)
+        return n_tables * self.n_components * (self.n_channels - 1)
+
+    def from_windows(self, values: Tensor) -> Tensor:
+        """(P, K, D), with D in the order (channel, row, column), to the shape of `logits`."""
+        by_cell = values.view(
+            *self.positions, self.n_components, self.n_channels, *self.kernel
+        )  # (rows, columns, K, J, height, width)
+        return by_cell.permute(0, 4, 1, 5, 2, 3)
+
+    def to_windows(self, values: Tensor) -> Tensor:
+        """The inverse of `from_windows`."""
+        by_window = values.permute(0, 2, 4, 5, 1, 3)  # (rows, columns, K, J, height, width)
+        return by_window.flatten(0, 1).flatten(2)  # (P, K, D)
+
+    @torch.no_grad()
+    def weights_below(self, weights: Tensor, size: Size) -> Tensor:
+        """Marginal weights (J, H, W) of the cells below, given those of the windows."""
+        by_cell = self._by_cell(weights[None], size)[0]  # (K, H, W)
+        return torch.einsum("khw,hwkj->jhw", by_cell, self.tables(size))
+
+    def sample(
+        self,
+        components: Tensor,
+        evidence: Tensor,
+        top_s: int | None,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """Draw the components of the cells below.
+
+        Parameters
+        ----------
+        components : Tensor of shape (N, rows, columns)
+            Of the windows.
+        evidence : Tensor of shape (N, J, H, W)
+            Log-probability of what is seen below each cell, by component; zero if nothing is.
+        top_s : int or None
+            Number of likeliest components to draw from.
+        generator : torch.Generator or None
+
+        Returns
+        -------
+        Tensor of shape (N, H, W)
+        """
+        size = (evidence.shape[2], evidence.shape[3])
+        by_cell = self._by_cell(components[:, None], size)[:, 0]  # (N, H, W)
+        rows = torch.arange(size[0], device=by_cell.device)[:, None]  # (H, 1)
+        columns = torch.arange(size[1], device=by_cell.device)  # (W,)
+        prior = self.tables(size)[rows, columns, by_cell]  # (N, H, W, J)
+        weights = (prior.log() + evidence.movedim(1, -1)).softmax(-1)  # (N, H, W, J)
+        return _categorical.sample(_categorical.keep_largest(weights, top_s), generator)
+
+    def _by_cell(self, x: Tensor, size: Size) -> Tensor:
+        """Hand what windows (N, C, rows, columns) hold to their cells (N, C, *size)."""
+        height, width = self.window
+        x = x.repeat_interleave(height, 2).repeat_interleave(width, 3)
+        return x[:, :, : size[0], : size[1]]

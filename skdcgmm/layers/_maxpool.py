@@ -7,7 +7,15 @@ from torch.nn import functional
 
 from skdcgmm import _windows
 from skdcgmm._windows import Size
-from skdcgmm.layers._base import Generation, Layer, LayerSpec, Shape, check_kernel, check_pair
+from skdcgmm.layers._base import (
+    EmissionFactory,
+    Generation,
+    Layer,
+    LayerSpec,
+    Shape,
+    check_kernel,
+    check_pair,
+)
 
 
 class MaxPool(LayerSpec):
@@ -24,7 +32,8 @@ class MaxPool(LayerSpec):
     -----
     Windows cover their input: a last window that reaches past the border uses only what is
     inside. On the way down, all positions of a window draw from the window's one table; where
-    windows overlap, the tables are averaged.
+    windows overlap, the tables are averaged. With ``objective="joint"``, that is all it means: the
+    likelihood of what the positions show is the product over them.
 
     Examples
     --------
@@ -39,7 +48,7 @@ class MaxPool(LayerSpec):
         self.kernel_size = kernel_size
         self.stride = stride
 
-    def build(self, name: str, input_shape: Shape) -> PoolLayer:
+    def build(self, name: str, input_shape: Shape, emission: EmissionFactory) -> PoolLayer:
         """Make the torch module for an input of shape (channels, height, width)."""
         kernel = check_kernel(f"{name}__kernel_size", self.kernel_size, input_shape[1:])
         stride = kernel if self.stride is None else check_pair(f"{name}__stride", self.stride)

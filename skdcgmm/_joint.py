@@ -1,0 +1,107 @@
+"""The joint objective: maximum likelihood of the whole stack, end to end."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from skdcgmm import _annealing
+from skdcgmm._network import JointNetwork
+
+# Defaults. The rate is relative to inputs of variance 0.1, and to logits.
+LEARNING_RATE = 0.05
+N_STEPS = 1500
+BATCH_SIZE = 250
+
+_BETAS = (0.9, 0.99)
+# Temperature of the top posterior at the start, and the share of training until it is 1. In a flat
+# mixture it lets components settle before they specialise; a deep stack, whose scores differ by
+# hundreds of nats, hardly feels it.
+_TEMPERATURE, _TEMPERING = 4.0, 0.3
+# Share of training after which the values of epochs compare: rates are small by then.
+_SETTLED = 0.9
+
+
+class Progress(NamedTuple):
+    """Where a stream stands: its steps, and the state of the optimizer on the CPU."""
+
+    steps: int
+    optimizer: list[dict[str, Tensor]]
+
+
+class Joint:
+    """Ascend the log density by Adam under a one-cycle rate, all parameters together.
+
+    Parameters
+    ----------
+    network : JointNetwork
+        Trained in place.
+    n_steps : int
+        Planned number of steps; after them the rate stays at its last.
+    learning_rate : float
+        Largest rate.
+    progress : Progress or None
+        Where a stream stood that now goes on.
+    """
+
+    def __init__(
+        self,
+        network: JointNetwork,
+        n_steps: int,
+        learning_rate: float = LEARNING_RATE,
+        progress: Progress | None = None,
+    ) -> None:
+        self._network = network
+        self._n_steps, self._learning_rate = n_steps, learning_rate
+        self._steps = 0
+        self._since_report: list[Tensor] = []
+        self._optimizer = torch.optim.Adam(
+            network.parameters(), lr=learning_rate, betas=_BETAS, maximize=True, fused=True
+        )
+        if progress is not None:
+            self._steps = progress.steps
+            state = self._optimizer.state_dict()
+            state["state"] = dict(enumerate(progress.optimizer))
+            self._optimizer.load_state_dict(state)
+
+    @property
+    def progress(self) -> Progress:
+        """Where the training stands."""
+        by_parameter: dict[int, dict[str, Any]] = self._optimizer.state_dict()["state"]
+        states = [
+            {name: value.cpu() for name, value in by_parameter[index].items()}
+            for index in sorted(by_parameter)
+        ]
+        return Progress(self._steps, states)
+
+    @property
+    def annealed(self) -> bool:
+        """Whether the rate is near its end, so that epochs compare."""
+        return self._steps >= _SETTLED * self._n_steps
+
+    def step(self, x: Tensor, weight: Tensor | None = None) -> None:
+        """One step of gradient ascent."""
+        done = self._steps / self._n_steps
+        temperature = max(1.0, _TEMPERATURE ** (1 - done / _TEMPERING))
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._learning_rate * _annealing.one_cycle(done)
+        values = self._network.log_prob(x, temperature)  # (N,)
+        loss = (values if weight is None else values * weight).mean()
+        self._optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        self._optimizer.step()
+        self._steps += 1
+        self._since_report.append(loss.detach())
+
+    @torch.no_grad()
+    def evaluate(self, x: Tensor) -> Tensor:
+        """Log density of each image, (N,)."""
+        return self._network.log_prob(x)
+
+    def report(self) -> dict[str, float]:
+        """Mean log density over the steps since the last report."""
+        losses, self._since_report = self._since_report, []
+        return {"loss": torch.stack(losses).mean().item() if losses else math.nan}

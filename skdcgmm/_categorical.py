@@ -28,7 +28,8 @@ _LARGEST_DIFFERENCE = {torch.float32: 60.0, torch.float64: 600.0}
 
 def tables(logits: Tensor) -> Tensor:
     """Tables from logits over the last axis."""
-    return logits.softmax(-1) * (1 - FLOOR) + FLOOR / logits.shape[-1]
+    even = logits.new_tensor(FLOOR / logits.shape[-1])
+    return torch.add(even, logits.softmax(-1), alpha=1 - FLOOR)
 
 
 def logits(tables: Tensor) -> Tensor:
@@ -80,9 +81,10 @@ class _WindowMixture(torch.autograd.Function):
         rows, columns = grid_size((height, width), kernel, kernel)
         total = peak.new_zeros(rows, columns, n_images, 1)
         log_mixtures = mixtures.new_zeros(rows, columns, n_images, tables.shape[2])
+        product = torch.empty_like(log_mixtures)
         cells = _cells(kernel, (height, width))
         for start in range(0, len(cells), _FACTORS):
-            product = torch.ones_like(log_mixtures)
+            product.fill_(1)
             for cell in cells[start : start + _FACTORS]:
                 factor = mixtures[cell]
                 product[: len(factor), : factor.shape[1]] *= factor

@@ -61,8 +61,8 @@ class DCGMMEstimator(
         variance of all pixels for images (0.05 for MNIST in 0-1), 1e-6 of it for plain features.
         With `objective="layerwise"`, the variances' lower bound: the published method clips.
     max_epochs : int, default=None
-        Largest number of passes over the data. None: enough for 1500 steps ("joint") or 4000
-        ("layerwise"), but at least 6.
+        Largest number of passes over the data. None: enough for 1200 steps ("joint") or 4000
+        ("layerwise"), but at least 5.
     batch_size : int, default=None
         Number of images in a training step. None: 250 ("joint") or 100 ("layerwise").
     learning_rate : float, default=None
@@ -212,7 +212,7 @@ class DCGMMEstimator(
 
         The first chunk fixes the scale of the images and the stack, whose components start from its
         images: let it hold more of them than the stack has components, and choose `n_components`.
-        The learning rate is planned for 1500 steps of `batch_size` images ("joint") or 4000
+        The learning rate is planned for 1200 steps of `batch_size` images ("joint") or 4000
         ("layerwise"), and the model is of little use before most of them are done; after them, it
         stays at its small last value.
 

@@ -25,7 +25,7 @@ _INTERNAL_VARIANCE = 0.1
 # Default floor of the first layer's variances, relative to the variance of all pixels.
 _IMAGE_REG_COVAR, _FEATURE_REG_COVAR = 0.5, 1e-6
 # Least number of passes over the data, and of images that a stack starts from.
-_MIN_EPOCHS = 6
+_MIN_EPOCHS = 5
 _N_SEEDS = 256
 
 

@@ -121,15 +121,15 @@ def _convolved(terms: Terms, bias: Tensor, kernel: Size, stride: Size) -> Tensor
 
 def _multiplied(terms: Terms, bias: Tensor) -> Tensor:
     """Scores by position: terms of patches (R, N, D) and weights (P, K, D or 1) to (R, N, K)."""
-    scores = bias[:, None]  # (P or R, 1, K)
+    inputs, weights = [], []
     for x, weight in terms:
-        if weight.shape[2] == 1 < x.shape[2]:  # spherical
-            x = x.sum(2, keepdim=True)  # (R, N, 1)
-        if len(weight) == 1:
-            scores = scores + x @ weight[0].mT
-        else:
-            scores = torch.baddbmm(scores, x, weight.mT)
-    return scores
+        spherical = weight.shape[2] == 1 < x.shape[2]
+        inputs.append(x.sum(2, keepdim=True) if spherical else x)
+        weights.append(weight)
+    features, weight = torch.cat(inputs, 2), torch.cat(weights, 2)
+    if len(weight) == 1:
+        return features @ weight[0].mT + bias[:, None]
+    return torch.baddbmm(bias[:, None], features, weight.mT)
 
 
 def sample(

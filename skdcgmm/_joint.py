@@ -13,7 +13,7 @@ from skdcgmm._network import JointNetwork
 
 # Defaults. The rate is relative to inputs of variance 0.1, and to logits.
 LEARNING_RATE = 0.05
-N_STEPS = 1500
+N_STEPS = 1200
 BATCH_SIZE = 250
 
 _BETAS = (0.9, 0.99)

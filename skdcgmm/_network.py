@@ -14,7 +14,6 @@ from skdcgmm import _categorical, _windows
 from skdcgmm._windows import Size
 from skdcgmm.layers import (
     CategoricalEmission,
-    ClippedGaussianEmission,
     EmissionFactory,
     FlooredGaussianEmission,
     Generation,
@@ -80,15 +79,9 @@ class Network(nn.Module):
         return list(self.mixtures.values())[-1]
 
     @property
+    @abstractmethod
     def numbers_per_image(self) -> int:
         """Numbers that a pass up the stack holds for one image, an upper estimate."""
-        total = 0
-        for _, layer in self.named_layers():
-            n_windows = math.prod(layer.output_shape[1:])
-            window = layer.input_shape[0] * math.prod(layer.kernel)
-            total += 2 * (math.prod(layer.input_shape) + math.prod(layer.output_shape))
-            total += 2 * n_windows * window
-        return total
 
     @property
     def n_parameters(self) -> int:
@@ -167,6 +160,17 @@ class Network(nn.Module):
 class LayerwiseNetwork(Network):
     """The published stack: each layer is a mixture over the responsibilities of the one below."""
 
+    @property
+    def numbers_per_image(self) -> int:
+        """Numbers that a pass up the stack holds for one image, an upper estimate."""
+        total = 0
+        for _, layer in self.named_layers():
+            n_windows = math.prod(layer.output_shape[1:])
+            window = layer.input_shape[0] * math.prod(layer.kernel)
+            total += 2 * (math.prod(layer.input_shape) + math.prod(layer.output_shape))
+            total += 2 * n_windows * window
+        return total
+
     def climb(self, x: Tensor, *, detach: bool = False) -> Climb:
         """Go up from images; responsibilities are the input of the next layer."""
         z = self.normalise(x)  # (N, C, H, W)
@@ -221,6 +225,18 @@ class JointNetwork(Network):
     def mixture_layers(self) -> list[MixtureLayer]:
         """The mixture layers from the image upwards."""
         return list(self.mixtures.values())
+
+    @property
+    def numbers_per_image(self) -> int:
+        """Numbers that a pass up the stack holds for one image, an upper estimate."""
+        total = 6 * math.prod(self.image_shape)
+        cells = 0
+        for layer in self.mixture_layers:
+            # For each cell of a window, log densities, their exponentials and their mixtures.
+            total += 2 * cells * layer.n_components
+            cells = math.prod(layer.output_shape[1:])
+            total += 3 * cells * layer.n_components
+        return total
 
     def climb(self, x: Tensor, *, detach: bool = False) -> Climb:
         """Go up from images; log densities by component are the input of the next layer."""
@@ -357,7 +373,7 @@ def build(specs: NamedSpecs, image_shape: Shape, *, joint: bool) -> Network:
     shape = image_shape
     pool: Size = (1, 1)
     for name, spec in specs:
-        emission: EmissionFactory = ClippedGaussianEmission
+        emission: EmissionFactory | None = None
         if joint:
             first = not layers
             emission = FlooredGaussianEmission if first else partial(CategoricalEmission, pool=pool)

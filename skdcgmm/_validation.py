@@ -25,7 +25,7 @@ EXPECTED_X = (
 FloatArray = NDArray[np.floating[Any]]
 
 # Numbers in the tensors that a batch of predictions may fill: bounds the memory of predictions.
-_BATCH_NUMBERS = 2**23
+_BATCH_NUMBERS = 2**25
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,8 @@ def deep(**parameters):
         **{
             "layers": layers,
             "image_shape": (8, 8),
+            "objective": "layerwise",
+            "score_method": "layer",
             "max_epochs": 3,
             "random_state": 0,
             **parameters,

@@ -5,8 +5,8 @@ from skdcgmm import DCGMMEstimator, _network, _presets
 from skdcgmm._composition import name_layers
 
 
-def shapes(stack, image_shape):
-    network = _network.build(name_layers(stack), image_shape)
+def shapes(stack, image_shape, *, joint=False):
+    network = _network.build(name_layers(stack), image_shape, joint=joint)
     return [layer.output_shape for _, layer in network.named_layers()]
 
 
@@ -39,7 +39,10 @@ def test_presets_adapt_to_any_image(name, image_shape):
 @pytest.mark.parametrize("name", list(_presets.PRESETS))
 def test_presets_train_on_images_of_28_pixels(name, rng):
     X = rng.random((60, 28, 28)).astype(np.float32)
-    est = DCGMMEstimator(layers=name, max_epochs=1, batch_size=30, random_state=0).fit(X)
+    est = DCGMMEstimator(
+        layers=name, objective="layerwise", score_method="layer", max_epochs=1, batch_size=30,
+        random_state=0,
+    ).fit(X)  # fmt: skip
     assert np.isfinite(est.score_samples(X)).all()
     np.testing.assert_allclose(est.predict_proba(X).sum(1), 1, atol=1e-5)
     assert est.sample(2)[0].shape == (2, 28, 28)
@@ -48,12 +51,16 @@ def test_presets_train_on_images_of_28_pixels(name, rng):
 @pytest.mark.parametrize(
     "image_shape", [(1, 28, 28), (1, 8, 8), (3, 32, 32), (1, 200, 100), (1, 2, 9), (1, 1, 7)]
 )
-def test_auto_stack_for_images_is_deep_and_ends_in_one_position(image_shape):
-    found = shapes(_presets.auto(image_shape, 10_000), image_shape)
+def test_auto_stacks_for_images_are_deep_and_end_in_one_position(image_shape):
+    found = shapes(_presets.auto_layerwise(image_shape, 10_000), image_shape)
     assert len(found) == 2
     assert found[-1] == (49, 1, 1)
+    found = shapes(_presets.auto(image_shape, 10_000), image_shape, joint=True)
+    assert len(found) >= 2
+    assert found[-1] == (100, 1, 1)
 
 
+@pytest.mark.parametrize("auto", [_presets.auto, _presets.auto_layerwise])
 @pytest.mark.parametrize(("n_samples", "expected"), [(2, 1), (50, 3), (10_000, 8)])
-def test_auto_stack_for_plain_features_is_flat(n_samples, expected):
-    assert shapes(_presets.auto((7, 1, 1), n_samples), (7, 1, 1)) == [(expected, 1, 1)]
+def test_auto_stack_for_plain_features_is_flat(auto, n_samples, expected):
+    assert shapes(auto((7, 1, 1), n_samples), (7, 1, 1)) == [(expected, 1, 1)]

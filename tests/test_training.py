@@ -9,12 +9,13 @@ from scipy.stats import norm
 
 from skdcgmm import ConvGMM, MaxPool, _network
 from skdcgmm._composition import name_layers
-from skdcgmm._training import Layerwise, train
+from skdcgmm._layerwise import Layerwise
+from skdcgmm._training import train
 
 
 def make_network(layers, image_shape=(1, 4, 4)):
-    network = _network.build(name_layers(layers), image_shape).double()
-    network.initialise(torch.Generator().manual_seed(0))
+    network = _network.build(name_layers(layers), image_shape, joint=False).double()
+    network.initialise(torch.zeros(1, *image_shape).double(), torch.Generator().manual_seed(0))
     return network
 
 
@@ -90,7 +91,7 @@ def test_weights_wait_for_the_end_of_annealing(images):
 def test_a_step_never_moves_a_mean_past_its_data_however_precise():
     network = make_network([ConvGMM(1)], (2, 1, 1))
     emission = network.top.emission
-    emission.min_variance = 1e-8
+    emission.set_min_variance(torch.tensor(1e-8))
     with torch.no_grad():
         emission.means.zero_()
         emission.root_precisions.fill_(1e3)
@@ -104,7 +105,7 @@ def test_a_step_never_moves_a_mean_past_its_data_however_precise():
 def test_evaluate_is_the_mean_maximum_score_of_all_layers(images):
     network = make_network([ConvGMM(3, 2), ConvGMM(2)])
     with torch.no_grad():
-        scores = [scores for _, _, scores in network.climb(images)]
+        scores = [log_prob + layer.log_weights for _, layer, log_prob in network.climb(images)]
         expected = sum(s.amax(1).mean((1, 2)) for s in scores)
     torch.testing.assert_close(Layerwise(network, 10).evaluate(images), expected)
 
@@ -139,7 +140,7 @@ class Scripted:
     def __init__(self, losses):
         self.losses = iter(losses)
 
-    def step(self, x):
+    def step(self, x, weight):
         pass
 
     def evaluate(self, x):

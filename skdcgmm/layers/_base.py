@@ -59,10 +59,13 @@ class LayerSpec(BaseEstimator):
     kind: str
 
     @abstractmethod
-    def build(self, name: str, input_shape: Shape, emission: EmissionFactory) -> Layer:
+    def build(
+        self, name: str, input_shape: Shape, emission: EmissionFactory | None = None
+    ) -> Layer:
         """Make the torch module for an input of shape (channels, height, width).
 
-        A mixture makes what its components emit by `emission`; other layers have no use for it.
+        A mixture makes what its components emit by `emission`, None being the Gaussians of the
+        published recipe; other layers have no use for it.
 
         Raises
         ------

@@ -19,7 +19,7 @@ from skdcgmm.layers._base import (
     check_pair,
     check_positive,
 )
-from skdcgmm.layers._emissions import Emission, GaussianEmission
+from skdcgmm.layers._emissions import ClippedGaussianEmission, Emission, GaussianEmission
 
 COVARIANCE_TYPES = ("diag", "spherical")
 
@@ -72,7 +72,9 @@ class ConvGMM(LayerSpec):
         self.covariance_type = covariance_type
         self.shared = shared
 
-    def build(self, name: str, input_shape: Shape, emission: EmissionFactory) -> MixtureLayer:
+    def build(
+        self, name: str, input_shape: Shape, emission: EmissionFactory | None = None
+    ) -> MixtureLayer:
         """Make the torch module for an input of shape (channels, height, width)."""
         n_components = check_positive(f"{name}__n_components", self.n_components)
         kernel = check_kernel(f"{name}__kernel_size", self.kernel_size, input_shape[1:])
@@ -85,7 +87,8 @@ class ConvGMM(LayerSpec):
         rows, columns = grid_size(input_shape[1:], kernel, stride)
         positions = (1, 1) if self.shared else (rows, columns)
         spherical = self.covariance_type == "spherical"
-        emitted = emission(positions, n_components, input_shape[0], kernel, spherical=spherical)
+        make = emission or ClippedGaussianEmission
+        emitted = make(positions, n_components, input_shape[0], kernel, spherical=spherical)
         return MixtureLayer(input_shape, stride, emitted)
 
 

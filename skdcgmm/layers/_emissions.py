@@ -108,7 +108,7 @@ class GaussianEmission(Emission):
         super().__init__(positions, n_components, n_channels, kernel, spherical=spherical)
         n_values = n_channels * math.prod(kernel)
         self.means = nn.Parameter(torch.zeros(math.prod(positions), n_components, n_values))
-        self.register_buffer("min_variance", torch.tensor(_VARIANCE))
+        self.register_buffer("min_variance", torch.tensor(_VARIANCE, dtype=torch.float64))
         self._in_double = False
 
     @property

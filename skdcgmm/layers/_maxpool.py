@@ -48,7 +48,9 @@ class MaxPool(LayerSpec):
         self.kernel_size = kernel_size
         self.stride = stride
 
-    def build(self, name: str, input_shape: Shape, emission: EmissionFactory) -> PoolLayer:
+    def build(
+        self, name: str, input_shape: Shape, emission: EmissionFactory | None = None
+    ) -> PoolLayer:
         """Make the torch module for an input of shape (channels, height, width)."""
         kernel = check_kernel(f"{name}__kernel_size", self.kernel_size, input_shape[1:])
         stride = kernel if self.stride is None else check_pair(f"{name}__stride", self.stride)

@@ -17,9 +17,10 @@ from tqdm import tqdm
 from skdcgmm import _fitting
 from skdcgmm._composition import LayersMixin
 from skdcgmm._fitting import Settings
-from skdcgmm._network import JointNetwork, Network
+from skdcgmm._network import Network
 from skdcgmm._parameters import FittedParametersMixin
 from skdcgmm._training import OBJECTIVES, HistoryRow
+from skdcgmm._tree import JointNetwork
 from skdcgmm._validation import (
     FloatArray,
     Images,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sklearn.base import clone
 from torch import Tensor
 
-from skdcgmm import _network, _presets
+from skdcgmm import _build, _presets
 from skdcgmm._composition import check_layers, name_layers
 from skdcgmm._gaussian import exact_products
 from skdcgmm._network import Network
@@ -64,9 +64,9 @@ def build_stack(
         top.set_params(n_components=n_components)
     # First without memory: a component too many may be a million too many.
     with torch.device("meta"):
-        _check_components(_network.build(named, images.shape, joint=joint), images, n_components)
+        _check_components(_build.build(named, images.shape, joint=joint), images, n_components)
     with torch.device("cpu"):
-        return _network.build(named, images.shape, joint=joint)
+        return _build.build(named, images.shape, joint=joint)
 
 
 def _check_components(network: Network, images: Images, n_components: int | None) -> None:

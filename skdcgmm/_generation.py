@@ -80,7 +80,7 @@ def sharpen(
             (gradient,) = torch.autograd.grad(value.sum(), x)
         return value.detach(), gradient
 
-    rate = (_FIRST_RATE * network.scale**2).expand(len(x), 1, 1, 1)  # (N, 1, 1, 1)
+    rate = _FIRST_RATE * network.scale**2 * torch.ones_like(x[:, :1, :1, :1])  # (N, 1 or C, 1, 1)
     value, gradient = value_and_gradient(x)
     for _ in range(n_steps):
         candidate = x + rate * gradient  # (N, C, H, W)

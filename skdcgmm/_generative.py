@@ -11,7 +11,8 @@ from torch import Tensor
 
 from skdcgmm import _generation
 from skdcgmm._base import BaseDCGMM
-from skdcgmm._network import JointNetwork, Network
+from skdcgmm._network import Network
+from skdcgmm._tree import JointNetwork
 from skdcgmm._validation import Images, answer, check_number, make_generator
 from skdcgmm.layers import Generation
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from skdcgmm import _annealing
-from skdcgmm._network import JointNetwork
+from skdcgmm._tree import JointNetwork
 
 # Defaults. The rate is relative to inputs of variance 0.1, and to logits.
 LEARNING_RATE = 0.05

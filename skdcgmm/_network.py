@@ -1,26 +1,20 @@
-"""The stack as one torch module: from specs and an image shape to a network."""
+"""The stack as one torch module, and the published kind of it."""
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from skdcgmm import _categorical, _windows
-from skdcgmm._windows import Size
+from skdcgmm import _windows
 from skdcgmm.layers import (
-    CategoricalEmission,
-    EmissionFactory,
-    FlooredGaussianEmission,
     Generation,
     Layer,
     LayerSpec,
     MixtureLayer,
-    PoolLayer,
     Shape,
 )
 
@@ -44,6 +38,8 @@ class Network(nn.Module):
         Windows of the first layer that see each pixel.
     """
 
+    # Whether the input of every layer stands for pixels, and not for responsibilities.
+    joint: bool
     shift: Tensor
     scale: Tensor
     coverage: Tensor
@@ -147,7 +143,7 @@ class Network(nn.Module):
         log_weights = self.log_weights()
         for name, layer, log_prob in self.climb(x):
             value = (log_prob + log_weights[name]).logsumexp(1).mean((1, 2))  # (N,)
-            if layer is self.first or isinstance(self, JointNetwork):
+            if layer is self.first or self.joint:
                 jacobian = self.log_jacobian(x) * self.coverage  # (N, C, H, W)
                 value = value - jacobian.sum((1, 2, 3)) / math.prod(layer.output_shape[1:])
             yield name, layer, value
@@ -159,6 +155,8 @@ class Network(nn.Module):
 
 class LayerwiseNetwork(Network):
     """The published stack: each layer is a mixture over the responsibilities of the one below."""
+
+    joint = False
 
     @property
     def numbers_per_image(self) -> int:
@@ -212,201 +210,3 @@ class LayerwiseNetwork(Network):
             assert isinstance(layer, Layer)
             x = layer.down(x.clamp_min(0), generation)
         return x * self.scale + self.shift
-
-
-class JointNetwork(Network):
-    """One density: a tree of discrete choices that ends in Gaussians.
-
-    A top component draws, by its tables, the components of the layer below, those of theirs, and
-    those of the first layer draw their windows' pixels. Also any stack of one layer.
-    """
-
-    @property
-    def mixture_layers(self) -> list[MixtureLayer]:
-        """The mixture layers from the image upwards."""
-        return list(self.mixtures.values())
-
-    @property
-    def numbers_per_image(self) -> int:
-        """Numbers that a pass up the stack holds for one image, an upper estimate."""
-        total = 6 * math.prod(self.image_shape)
-        cells = 0
-        for layer in self.mixture_layers:
-            # For each cell of a window, log densities, their exponentials and their mixtures.
-            total += 2 * cells * layer.n_components
-            cells = math.prod(layer.output_shape[1:])
-            total += 3 * cells * layer.n_components
-        return total
-
-    def climb(self, x: Tensor, *, detach: bool = False) -> Climb:
-        """Go up from images; log densities by component are the input of the next layer."""
-        z = self.normalise(x)  # (N, C, H, W)
-        for name, layer in self.mixtures.items():
-            z = layer.log_prob(z.detach() if detach else z)  # (N, K, rows, columns)
-            yield name, layer, z
-
-    @torch.no_grad()
-    def initialise(self, x: Tensor, generator: torch.Generator) -> None:
-        """Start every component of every layer as a random window of the images."""
-        below = z = self.normalise(x)  # (N, C, H, W)
-        for layer in self.mixture_layers:
-            layer.initialise(below, generator)
-            z = layer.log_prob(z)  # (N, K, rows, columns)
-            below = z.softmax(1)
-
-    @torch.no_grad()
-    def log_weights(self) -> dict[str, Tensor]:
-        """Log marginal probability of the components at each position, (K, rows, columns)."""
-        weights = self.top.log_weights.exp()  # (K, 1, 1)
-        by_name = {}
-        for name, layer in reversed(self.mixtures.items()):
-            by_name[name] = weights.log()
-            if isinstance(layer.emission, CategoricalEmission):
-                size = self._size_below(layer)
-                weights = layer.emission.weights_below(weights, size)  # (J, H, W)
-        return dict(reversed(by_name.items()))
-
-    def log_prob(self, x: Tensor, temperature: float = 1.0) -> Tensor:
-        """Log density of images, in their units; missing pixels, NaN, are marginalised.
-
-        Parameters
-        ----------
-        x : Tensor of shape (N, C, H, W)
-        temperature : float
-            Above 1, all top components get a share of an image: ``T logsumexp(scores / T)``.
-
-        Returns
-        -------
-        Tensor of shape (N,)
-        """
-        value = temperature * (self.scores(x) / temperature).logsumexp(1)  # (N,)
-        return value - self.log_jacobian(x).sum((1, 2, 3))
-
-    def stack_log_prob(self, x: Tensor) -> Tensor:
-        """The log density."""
-        return self.log_prob(x)
-
-    def contrast(self, x: Tensor) -> Tensor:
-        """Log density of images over that of their first layer's windows, were they independent.
-
-        Both are densities of this model: the second is the product of its marginals.
-        """
-        (name, _, windows), *_, (_, top, whole) = self.climb(x)
-        independent = (windows + self.log_weights()[name]).logsumexp(1).sum((1, 2))  # (N,)
-        return (whole + top.log_weights).flatten(1).logsumexp(1) - independent
-
-    def responsibilities(self, x: Tensor) -> Tensor:
-        """Posterior of the first layer's components at each position, (N, K, rows, columns)."""
-        with torch.enable_grad():
-            z = self.first.log_prob(self.normalise(x)).detach().requires_grad_()
-            below = z
-            for layer in self.mixture_layers[1:]:
-                below = layer.log_prob(below)
-            value = (below + self.top.log_weights).logsumexp(1).sum()
-            # The posterior is the derivative of the log density by what it weighs.
-            return torch.autograd.grad(value, z)[0]
-
-    def impute_mean(self, x: Tensor) -> Tensor:
-        """Images with each missing pixel at its mean given the observed ones, (N, C, H, W)."""
-        mean = self.first.gaussian.mean(
-            self.responsibilities(x), self.image_shape[1:], self.first.stride
-        )
-        return torch.where(x.isnan(), mean * self.scale + self.shift, x)
-
-    def impute_sample(self, x: Tensor, generation: Generation) -> Tensor:
-        """Images with missing pixels drawn given the observed ones, (N, C, H, W)."""
-        evidence = [log_prob for _, _, log_prob in self.climb(x)]
-        posterior = (evidence[-1] + self.top.log_weights).flatten(1).softmax(1)  # (N, K)
-        kept = _categorical.keep_largest(posterior, generation.top_s)
-        components = _categorical.sample(kept, generation.generator)  # (N,)
-        drawn = self._descend(components, evidence[:-1], generation)
-        return torch.where(x.isnan(), drawn, x)
-
-    def down(self, components: Tensor, generation: Generation) -> Tensor:
-        """Images drawn from top components."""
-        nothing = [
-            self.scale.new_zeros(()).expand(len(components), *layer.output_shape)
-            for layer in self.mixture_layers[:-1]
-        ]
-        return self._descend(components, nothing, generation)
-
-    def _descend(
-        self, components: Tensor, evidence: list[Tensor], generation: Generation
-    ) -> Tensor:
-        """Images drawn from top components (N,), given what is known below each component."""
-        z = components[:, None, None]  # (N, 1, 1)
-        for layer, known in zip(self.mixture_layers[:0:-1], reversed(evidence), strict=True):
-            assert isinstance(layer.emission, CategoricalEmission)
-            z = layer.emission.sample(z, known, generation.top_s, generation.generator)
-        images = self.first.gaussian.sample(
-            z,
-            self.image_shape[1:],
-            self.first.stride,
-            generation.temperature,
-            generation.generator,
-        )
-        return images * self.scale + self.shift
-
-    def _size_below(self, layer: MixtureLayer) -> Size:
-        layers = self.mixture_layers
-        return layers[layers.index(layer) - 1].output_shape[1:]
-
-
-def build(specs: NamedSpecs, image_shape: Shape, *, joint: bool) -> Network:
-    """Build the network of a stack.
-
-    Parameters
-    ----------
-    specs : sequence of (str, LayerSpec)
-        From the image upwards.
-    image_shape : (channels, height, width)
-    joint : bool
-        Whether it is to be trained as one density, or layer by layer.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If a layer does not fit its input, or the stack does not begin and end in a mixture, the
-        last over one position, or is to be one density and has windows that do not tile.
-    """
-    layers: list[tuple[str, Layer]] = []
-    shape = image_shape
-    pool: Size = (1, 1)
-    for name, spec in specs:
-        emission: EmissionFactory | None = None
-        if joint:
-            first = not layers
-            emission = FlooredGaussianEmission if first else partial(CategoricalEmission, pool=pool)
-        layer = spec.build(name, shape, emission)
-        if joint:
-            _check_tiling(name, layer)
-            pooled = isinstance(layer, PoolLayer)
-            height, width = layer.kernel
-            pool = (pool[0] * height, pool[1] * width) if pooled else (1, 1)
-        layers.append((name, layer))
-        shape = layer.output_shape
-    for name, layer in (layers[0], layers[-1]):
-        if not isinstance(layer, MixtureLayer):
-            raise ValueError(
-                f"layers must begin and end with a ConvGMM; {name!r} is none. Pooling is for the "
-                "responsibilities between two of them."
-            )
-    if shape[1:] != (1, 1):
-        raise ValueError(
-            f"layers must end in one position; {layers[-1][0]!r} has {shape[1]}x{shape[2]}. "
-            "Let the last layer see its whole input: ConvGMM(n_components), kernel_size=None."
-        )
-    n_mixtures = sum(isinstance(layer, MixtureLayer) for _, layer in layers)
-    network = (JointNetwork if joint or n_mixtures == 1 else LayerwiseNetwork)(layers)
-    if joint:
-        for mixture in list(network.mixtures.values())[:-1]:
-            mixture.logits = None  # weights follow from the tables above
-    return network
-
-
-def _check_tiling(name: str, layer: Layer) -> None:
-    if layer.stride != layer.kernel and layer.output_shape[1:] != (1, 1):
-        raise ValueError(
-            f"{name}__stride is {layer.stride} and the kernel {layer.kernel}: windows that do not "
-            "tile have no joint density. Leave stride=None, or choose objective='layerwise'."
-        )

@@ -4,6 +4,8 @@ Images are (N, H, W, C). Parameters are in the form of the fitted attributes: (K
 shared, with axes (rows, columns) in front if not; D runs over (row, column, channel).
 """
 
+import itertools
+
 import numpy as np
 from scipy.special import logsumexp, softmax
 from scipy.stats import norm
@@ -89,3 +91,108 @@ def assert_close(found, expected, n_values, tolerance):
     floor = np.log(2 * np.pi) / 2 * n_values
     error = np.abs(np.asarray(found, dtype=np.float64) - expected)
     assert (error <= tolerance * np.maximum(np.abs(expected), floor)).all(), error.max()
+
+
+# --- one density: every path through the tree ---------------------------------------------------
+
+
+def tree_layers(estimator):
+    """Mixture layers from the image upwards: name, windows' size in cells below, pooling, tables.
+
+    Tables are a function of a window's position and a cell's place in it.
+    """
+    pool, found = (1, 1), []
+    for name, layer in estimator._network.named_layers():
+        if name not in estimator.means_:
+            pool = (pool[0] * layer.kernel[0], pool[1] * layer.kernel[1])
+            continue
+        means = estimator.means_[name].astype(np.float64)
+        if means.ndim == 2:
+            means = np.broadcast_to(means, (*layer.output_shape[1:], *means.shape))
+        found.append((name, layer.kernel, pool, means))
+        pool = (1, 1)
+    return found
+
+
+def paths(estimator):
+    """Every choice of components in the whole tree: its probability, and its pixels' Gaussians.
+
+    Yields (y, probability, means (H, W, C), variances (H, W, C)), y being the top component.
+    """
+    (first, kernel, _, first_means), *upper = tree_layers(estimator)
+    height, width, channels = estimator.image_shape_
+    variances = estimator.covariances_[first].astype(np.float64)
+    if variances.ndim < estimator.means_[first].ndim:
+        variances = np.repeat(variances[..., None], first_means.shape[-1], -1)
+    variances = np.broadcast_to(variances, first_means.shape)
+
+    def pixels(components):
+        images = []
+        for values in (first_means, variances):
+            image = np.empty((height, width, channels))
+            for (row, column), k in components.items():
+                patch = values[row, column, k].reshape(*kernel, channels)
+                top, left = row * kernel[0], column * kernel[1]
+                part = image[top : top + kernel[0], left : left + kernel[1]]
+                part[...] = patch[: part.shape[0], : part.shape[1]]
+            images.append(image)
+        return images
+
+    def descend(components, level):
+        """Choices below the given components {(row, column): k} of a layer."""
+        if level < 0:
+            yield 1.0, components
+            return
+        _, (h, w), (ph, pw), means = upper[level]
+        below = (first_means if level == 0 else upper[level - 1][3]).shape
+        cells, tables = list(itertools.product(range(below[0]), range(below[1]))), []
+        for row, column in cells:
+            window = row // (h * ph), column // (w * pw)
+            table = means[window][components[window]].reshape(h, w, below[2])
+            tables.append(table[row // ph % h, column // pw % w])
+        for choice in itertools.product(range(below[2]), repeat=len(cells)):
+            probability = np.prod([t[j] for t, j in zip(tables, choice, strict=True)])
+            chosen = dict(zip(cells, choice, strict=True))
+            for further, lowest in descend(chosen, level - 1):
+                yield probability * further, lowest
+
+    top = tree_layers(estimator)[-1][0]
+    for y, weight in enumerate(estimator.weights_[top].astype(np.float64)):
+        for probability, components in descend({(0, 0): y}, len(upper) - 1):
+            yield y, weight * probability, *pixels(components)
+
+
+class Enumeration:
+    """The density as one flat mixture with a component for each path."""
+
+    def __init__(self, estimator):
+        y, probabilities, means, variances = zip(*paths(estimator), strict=True)
+        self.y, self.probabilities = np.array(y), np.array(probabilities)
+        self.means = np.array(means).reshape(len(y), -1)
+        self.variances = np.array(variances).reshape(len(y), -1)
+
+    def joint(self, X):
+        """Log of probability times density of the observed values, (N, paths)."""
+        terms = norm.logpdf(X[:, None], self.means, np.sqrt(self.variances))
+        return np.log(self.probabilities) + np.nansum(terms, 2)
+
+    def log_prob(self, X):
+        """Log density (N,)."""
+        return logsumexp(self.joint(X), axis=1)
+
+    def top_responsibilities(self, X):
+        """Posterior of the top components, (N, K)."""
+        posterior = softmax(self.joint(X), axis=1)
+        return np.stack([posterior[:, self.y == k].sum(1) for k in np.unique(self.y)], 1)
+
+    def conditional_mean(self, X):
+        """Images with missing values at their mean given the observed ones."""
+        mean = softmax(self.joint(X), axis=1) @ self.means
+        return np.where(np.isnan(X), mean, X)
+
+    def moments(self):
+        """Mean (D,) and covariance (D, D)."""
+        mean = self.probabilities @ self.means
+        second = np.einsum("p,pi,pj->ij", self.probabilities, self.means, self.means)
+        variances = np.diag(self.probabilities @ self.variances)
+        return mean, second + variances - np.outer(mean, mean)

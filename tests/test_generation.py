@@ -11,9 +11,14 @@ from tests import oracle
 @pytest.fixture(scope="module")
 def fitted(digits):
     layers = [ConvGMM(9, 4, 2), MaxPool(2), ConvGMM(6)]
-    return DCGMMEstimator(layers=layers, image_shape=(8, 8), max_epochs=30, random_state=0).fit(
-        digits[0]
-    )
+    return DCGMMEstimator(
+        layers=layers,
+        image_shape=(8, 8),
+        objective="layerwise",
+        score_method="layer",
+        max_epochs=30,
+        random_state=0,
+    ).fit(digits[0])
 
 
 def test_clusters_are_drawn_by_their_weights(fitted):
@@ -44,7 +49,7 @@ def test_the_way_down_through_a_whole_stack_follows_the_tables():
     """Two pixels, each a component of its own: the top's means are the pixels' probabilities."""
     X = np.random.default_rng(0).random((50, 1, 2))
     layers = [ConvGMM(2, kernel_size=1), ConvGMM(2)]
-    est = DCGMMEstimator(layers=layers, max_epochs=1, random_state=0).fit(X)
+    est = DCGMMEstimator(layers=layers, objective="layerwise", max_epochs=1, random_state=0).fit(X)
     est.means_ = {
         "convgmm1": [[0.0], [1.0]],
         "convgmm2": [[0.9, 0.1, 0.3, 0.7], [0.0, 1.0, 1.0, 0.0]],  # (pixel, component below)
@@ -132,8 +137,8 @@ def test_stack_score_counts_each_layer_once_for_its_whole_input(fitted, digits):
 def test_negative_entries_of_an_upper_mean_draw_nothing():
     X = np.random.default_rng(0).random((50, 1, 1))
     est = DCGMMEstimator(
-        layers=[ConvGMM(2, kernel_size=1), ConvGMM(1)], image_shape=(1, 1), max_epochs=1,
-        random_state=0,
+        layers=[ConvGMM(2, kernel_size=1), ConvGMM(1)], image_shape=(1, 1),
+        objective="layerwise", max_epochs=1, random_state=0,
     ).fit(X.reshape(50, 1))  # fmt: skip
     est.means_ = {"convgmm1": [[0.0], [1.0]], "convgmm2": [[-0.9, 0.1]]}
     assert (est.sample(50, temperature=0, top_s=2)[0] == 1).all()

@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 
-from skdcgmm import DCGMMEstimator, _network, _presets
+from skdcgmm import DCGMMEstimator, _build, _presets
 from skdcgmm._composition import name_layers
 
 
 def shapes(stack, image_shape, *, joint=False):
-    network = _network.build(name_layers(stack), image_shape, joint=joint)
+    network = _build.build(name_layers(stack), image_shape, joint=joint)
     return [layer.output_shape for _, layer in network.named_layers()]
 
 

@@ -7,14 +7,14 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from skdcgmm import ConvGMM, MaxPool, _network
+from skdcgmm import ConvGMM, MaxPool, _build
 from skdcgmm._composition import name_layers
 from skdcgmm._layerwise import Layerwise
 from skdcgmm._training import train
 
 
 def make_network(layers, image_shape=(1, 4, 4)):
-    network = _network.build(name_layers(layers), image_shape, joint=False).double()
+    network = _build.build(name_layers(layers), image_shape, joint=False).double()
     network.initialise(torch.zeros(1, *image_shape).double(), torch.Generator().manual_seed(0))
     return network
 

@@ -85,7 +85,10 @@ class Emission(nn.Module):
         # Gumbel noise draws without replacement; `multinomial` allows only 2^24 candidates.
         uniform = torch.rand(weights.shape, generator=generator, device=generator.device)
         noise = -(-uniform.clamp_min(1e-30).log()).log()  # (P, M)
-        picked = (weights.log() + noise.to(weights)).topk(self.n_components, 1).indices  # (P, K)
+        order = (weights.log() + noise.to(weights)).argsort(1, descending=True)  # (P, M)
+        # More components than windows, which weights of zero may leave, share them.
+        turn = torch.arange(self.n_components, device=order.device) % order.shape[1]  # (K,)
+        picked = order[:, turn]  # (P, K)
         return windows.gather(1, picked[..., None].expand(-1, -1, windows.shape[2]))
 
 

@@ -1,0 +1,58 @@
+"""Whether a grid search over stacks ranks them as the test set does.
+
+    python -m benchmarks.ranking --data-home FOLDER --data mnist
+
+`GridSearchCV` with its default scoring, over five stacks and a `GaussianMixture`, on the training
+images; then the refitted candidates on the test images. Prints a JSON line for each candidate, by
+rank.
+"""
+
+import argparse
+import json
+
+import numpy as np
+from sklearn.base import clone
+from sklearn.mixture import GaussianMixture
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import MinMaxScaler
+
+from benchmarks.density import REG_COVAR, STACKS
+from skdcgmm import DCGMMEstimator
+from skdcgmm.datasets import load_images
+
+CANDIDATES = list(STACKS)[1:-2]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", default="mnist")
+    parser.add_argument("--data-home")
+    parser.add_argument("--n-images", type=int, default=60_000)
+    options = parser.parse_args()
+    data = load_images(options.data, data_home=options.data_home)
+    X = data.X_train[: options.n_images]
+    deep = DCGMMEstimator(image_shape=data.image_shape, reg_covar=REG_COVAR, random_state=0)
+    flat = GaussianMixture(49, covariance_type="diag", reg_covar=REG_COVAR, random_state=0)
+    pipeline = Pipeline([("scale", MinMaxScaler()), ("model", deep)])
+    grid = [
+        {"model": [flat]},
+        {"model": [deep], "model__layers": [STACKS[name] for name in CANDIDATES]},
+    ]
+    search = GridSearchCV(pipeline, grid, cv=2, refit=False, error_score="raise").fit(X)
+    order = np.argsort(-search.cv_results_["mean_test_score"])
+    names = ["GaussianMixture 49", *CANDIDATES]
+    for rank, index in enumerate(order, start=1):
+        best = clone(pipeline).set_params(**search.cv_results_["params"][index]).fit(X)
+        row = {
+            "data": options.data,
+            "rank": rank,
+            "model": names[index],
+            "cv_nats": round(float(search.cv_results_["mean_test_score"][index]), 2),
+            "test_nats": round(float(best.score(data.X_test)), 2),
+        }
+        print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -82,12 +82,15 @@ def _measure(
 
 
 def _draw(models: dict[str, Any], data: Bunch, path: str, seed: int) -> None:
-    """Write prototypes and samples of both models to one picture."""
+    """Write prototypes and samples of both models, and completed images, to one picture."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     flat, deep = models.values()
     prototypes = [deep.sample(cluster=k, temperature=0)[0][0] for k in range(_N_DRAWN)]
+    halves = data.X_test[:_N_DRAWN].reshape(-1, *data.image_shape).copy()
+    halves[:, :, data.image_shape[1] // 2 :] = np.nan
+    halves = halves.reshape(_N_DRAWN, -1)
     panels: list[tuple[str, NDArray[np.floating[Any]]]] = [
         ("flat: component means", flat.means_[:_N_DRAWN]),
         ("deep: cluster prototypes", np.stack(prototypes)),
@@ -95,9 +98,9 @@ def _draw(models: dict[str, Any], data: Bunch, path: str, seed: int) -> None:
             "flat: samples (temperature 1)",
             np.random.default_rng(seed).permutation(flat.sample(_N_DRAWN)[0]),
         ),
-        ("deep: samples (temperature 0.1)", deep.sample(_N_DRAWN, temperature=0.1)[0]),
-        ("training images", data.X_train[:_N_DRAWN]),
-        ("deep: parts (means of the first layer)", deep.means_["convgmm1"][:_N_DRAWN]),
+        ("deep: samples (temperature 0)", deep.sample(_N_DRAWN, temperature=0)[0]),
+        ("test images, right half hidden", np.nan_to_num(halves, nan=0.5)),
+        ("deep: completed", deep.impute(halves)),
     ]
     with mpl.rc_context({"font.size": 10}):
         figure = Figure(figsize=(10, 7.5), layout="constrained")

@@ -18,7 +18,8 @@ ORDER = [
     "_windows", "_categorical", "_annealing", "_gaussian",
     "layers._base", "layers._emissions", "layers._convgmm", "layers._maxpool", "layers",
     "_presets", "_network", "_tree", "_build", "_generation", "_joint", "_layerwise",
-    "_training", "_composition", "_parameters", "_validation", "_fitting", "_base", "_generative", "_estimator", "",
+    "_training", "_composition", "_parameters", "_validation", "_fitting", "_base",
+    "_generative", "_estimator", "",
     "datasets", "plotting", "__main__",
 ]  # fmt: skip
 

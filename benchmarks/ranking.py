@@ -13,7 +13,7 @@ import json
 import numpy as np
 from sklearn.base import clone
 from sklearn.mixture import GaussianMixture
-from sklearn.model_selection import GridSearchCV
+from sklearn.model_selection import GridSearchCV, ShuffleSplit
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import MinMaxScaler
 
@@ -21,7 +21,13 @@ from benchmarks.density import REG_COVAR, STACKS
 from skdcgmm import DCGMMEstimator
 from skdcgmm.datasets import load_images
 
-CANDIDATES = list(STACKS)[1:-2]
+CANDIDATES = [
+    "two layers, 4x4/100, 100",
+    "two layers, 4x4/200, 100",
+    "two layers, 7x7/200, 100",
+    "three layers, 4x4/200, 2x2/100, 100",
+    "auto",
+]
 
 
 def main():
@@ -39,7 +45,8 @@ def main():
         {"model": [flat]},
         {"model": [deep], "model__layers": [STACKS[name] for name in CANDIDATES]},
     ]
-    search = GridSearchCV(pipeline, grid, cv=2, refit=False, error_score="raise").fit(X)
+    split = ShuffleSplit(1, test_size=0.2, random_state=0)
+    search = GridSearchCV(pipeline, grid, cv=split, refit=False, error_score="raise").fit(X)
     order = np.argsort(-search.cv_results_["mean_test_score"])
     names = ["GaussianMixture 49", *CANDIDATES]
     for rank, index in enumerate(order, start=1):

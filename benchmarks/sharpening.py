@@ -31,6 +31,8 @@ def main():
     data = load_images(options.data, data_home=options.data_home)
     est = DCGMMEstimator(
         layers="dcgmm-b",
+        objective="layerwise",
+        score_method="layer",
         image_shape=data.image_shape,
         learning_rate=options.learning_rate,
         max_epochs=options.max_epochs,

@@ -17,10 +17,10 @@ import time
 import torch
 
 from skdcgmm import ConvGMM
+from skdcgmm._build import build
 from skdcgmm._composition import name_layers
-from skdcgmm._network import build
+from skdcgmm._layerwise import Layerwise
 from skdcgmm._presets import PRESETS, preset
-from skdcgmm._training import Layerwise
 from skdcgmm._windows import unfold
 from skdcgmm.layers import MixtureLayer
 
@@ -80,8 +80,8 @@ def main():
     parser.add_argument("--skip-materialised", action="store_true")
     options = parser.parse_args()
     for stack in options.stacks:
-        network = build(name_layers(STACKS[stack]()), (1, 28, 28))
-        network.initialise(torch.Generator().manual_seed(0))
+        network = build(name_layers(STACKS[stack]()), (1, 28, 28), joint=False)
+        network.initialise(torch.zeros(1, 1, 28, 28), torch.Generator().manual_seed(0))
         network.to(options.device)
         x = torch.rand(BATCH_SIZE, 1, 28, 28, device=options.device)
         objective = Layerwise(network, n_steps=0)  # all layers from the first step on

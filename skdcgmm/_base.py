@@ -160,7 +160,7 @@ class BaseDCGMM(FittedParametersMixin, LayersMixin):
         self.image_shape_ = (height, width, channels)
         self.n_iter_ = len(self.history_)
         self.converged_ = result.converged
-        self.labels_ = self._map(images, lambda network, x: network.scores(x).argmax(1))
+        self._fitted_objective = self.objective
 
     def _joint_network(self, purpose: str) -> JointNetwork:
         """The fitted network, if it is one density, or an error that says how to get one."""
@@ -208,7 +208,7 @@ class BaseDCGMM(FittedParametersMixin, LayersMixin):
     ) -> NDArray[Any]:
         """The same for what only one density over images can do; `purpose` says what."""
         network = self._joint_network(purpose)
-        return images.map(lambda x: function(network, x), network.scale, network.numbers_per_image)
+        return self._map(images, lambda _, x: function(network, x))
 
     def _apply(self, X: Any, function: Callable[[Network, Tensor], Tensor]) -> Any:
         """Apply a function of the network and image tensors to X; answer in kind."""

@@ -67,7 +67,8 @@ def build(specs: NamedSpecs, image_shape: Shape, *, joint: bool) -> Network:
             "Let the last layer see its whole input: ConvGMM(n_components), kernel_size=None."
         )
     n_mixtures = sum(isinstance(layer, MixtureLayer) for _, layer in layers)
-    network = (JointNetwork if joint or n_mixtures == 1 else LayerwiseNetwork)(layers)
+    flat = n_mixtures == 1 and layers[0][1].kernel == image_shape[1:]
+    network = (JointNetwork if joint or flat else LayerwiseNetwork)(layers)
     if joint:
         for mixture in list(network.mixtures.values())[:-1]:
             mixture.logits = None  # weights follow from the tables above
@@ -75,8 +76,9 @@ def build(specs: NamedSpecs, image_shape: Shape, *, joint: bool) -> Network:
 
 
 def _check_tiling(name: str, layer: Layer) -> None:
-    if layer.stride != layer.kernel and layer.output_shape[1:] != (1, 1):
+    if layer.stride != layer.kernel and layer.kernel != layer.input_shape[1:]:
         raise ValueError(
             f"{name}__stride is {layer.stride} and the kernel {layer.kernel}: windows that do not "
-            "tile have no joint density. Leave stride=None, or choose objective='layerwise'."
+            "tile have no joint density. Choose objective='layerwise', which the presets with "
+            "overlapping windows are for, or layers that leave stride=None."
         )

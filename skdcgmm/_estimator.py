@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted
@@ -14,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 from skdcgmm._generative import GenerativeDCGMM
 from skdcgmm._validation import (
     FloatArray,
+    Images,
     answer,
     check_image_shape,
     check_images,
@@ -38,7 +40,8 @@ class DCGMMEstimator(
         None keeps it.
     layers : str or list, default="auto"
         The stack from the image upwards: a list of `ConvGMM` and `MaxPool`, or of (name, layer)
-        pairs; the name of a published architecture, "dcgmm-a" to "dcgmm-g"; or "auto", which
+        pairs; the name of a published architecture, "dcgmm-a" to "dcgmm-g", of which all but the
+        flat first need `objective="layerwise"`; or "auto", which
         chooses by objective, image size and number of images; plain features get a flat mixture.
         Layers without a name are called `convgmm1`, `maxpool1`, `convgmm2`, ...
     image_shape : (int, int) or (int, int, int), default=None
@@ -58,7 +61,7 @@ class DCGMMEstimator(
         The mixture layer for `score_method="layer"`: its index among the mixture layers, or name.
     reg_covar : float, default=None
         Added to the variances of the first layer, in squared units of X. None: half of the
-        variance of all pixels for images (0.05 for MNIST in 0-1), 1e-6 of it for plain features.
+        variance of all pixels for images (0.05 for MNIST in 0-1), 1e-6 of each plain feature's.
         With `objective="layerwise"`, the variances' lower bound: the published method clips.
     max_epochs : int, default=None
         Largest number of passes over the data. None: enough for 1200 steps ("joint") or 4000
@@ -104,7 +107,8 @@ class DCGMMEstimator(
     labels_ : ndarray of shape (n_samples,)
         Clusters of the images of the last fit.
     history_ : list of dict
-        One row an epoch: `epoch`, `loss`, which training raises (the mean log density if joint),
+        One row an epoch: `epoch`, `loss`, which training raises (the mean log density if joint,
+        tempered in the first 30 % of the training),
         `validation_loss`, and, if layer-wise, each layer's loss (nan before it starts) and
         annealing radius, such as `convgmm1__radius`.
     n_iter_ : int
@@ -199,12 +203,13 @@ class DCGMMEstimator(
         with self._unchanged_on_failure():
             self._check_parameters()
             images = check_images(self, X, check_image_shape(self.image_shape), reset=True)
-            weight = check_weights(sample_weight, images)
+            seen, weight = check_weights(sample_weight, images)
             rng = check_random_state(self.random_state)
-            network, progress = self._earlier_training(images)
+            network, progress = self._earlier_training(seen)
             if network is None:
-                network = self._start(images, weight, rng)
-            self._train(network, progress, images, weight, rng)
+                network = self._start(seen, weight, rng)
+            self._train(network, progress, seen, weight, rng)
+            self.labels_ = self._labels(images)
         return self
 
     def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
@@ -231,14 +236,20 @@ class DCGMMEstimator(
             self._check_parameters()
             rng = check_random_state(self.random_state)
             if hasattr(self, "_network"):
+                if self.objective != self._fitted_objective:
+                    raise ValueError(
+                        f"objective must stay {self._fitted_objective!r} in a stream that has "
+                        f"begun with it; got {self.objective!r}. Set it back, or call fit."
+                    )
                 images = self._check_fitted_images(X)
-                weight = check_weights(sample_weight, images)
+                seen, weight = check_weights(sample_weight, images)
                 network, progress = copy.deepcopy(self._network_in_place()), self._progress
             else:
                 images = check_images(self, X, check_image_shape(self.image_shape), reset=True)
-                weight = check_weights(sample_weight, images)
-                network, progress = self._start(images, weight, rng), None
-            self._train(network, progress, images, weight, rng, stream=True)
+                seen, weight = check_weights(sample_weight, images)
+                network, progress = self._start(seen, weight, rng), None
+            self._train(network, progress, seen, weight, rng, stream=True)
+            self.labels_ = self._labels(images)
         return self
 
     def predict(self, X: Any) -> Any:
@@ -252,7 +263,8 @@ class DCGMMEstimator(
         -------
         ndarray or Tensor of shape (n_samples,)
         """
-        return self._apply(X, lambda network, x: network.scores(x).argmax(1))
+        images = self._check_fitted_images(X)
+        return answer(X, self._labels(images))
 
     def predict_proba(self, X: Any) -> Any:
         """Responsibilities of the top components for each image.
@@ -365,6 +377,9 @@ class DCGMMEstimator(
         float
         """
         return float(2 * self.n_parameters_ - 2 * self._log_density(X).sum())
+
+    def _labels(self, images: Images) -> NDArray[Any]:
+        return self._map(images, lambda network, x: network.scores(x).argmax(1))
 
     def _log_density(self, X: Any) -> FloatArray:
         """Log density of each image, in double precision."""

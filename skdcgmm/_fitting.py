@@ -89,7 +89,7 @@ def same_stack(new: Network, old: Network) -> bool:
             network.image_shape,
             [(layer.kernel, layer.stride) for _, layer in network.named_layers()],
             [(name, parameter.shape) for name, parameter in network.named_parameters()],
-            [layer.emission.spherical for layer in network.mixtures.values()],
+            network.first.emission.spherical,
         )
         for network in (new, old)
     ]
@@ -113,18 +113,20 @@ def initialise(
             "sklearn.preprocessing.RobustScaler."
         )
     overall = float(variance.mean()) if (variance > 0).any() else 1.0
+    variance = np.where(variance > 0, variance, overall)
+    scale = np.sqrt(variance / _INTERNAL_VARIANCE)
+    floor: Any = reg_covar
     if reg_covar is None:
-        reg_covar = overall * (_FEATURE_REG_COVAR if plain else _IMAGE_REG_COVAR)
-    scale = np.sqrt(np.where(variance > 0, variance, overall) / _INTERNAL_VARIANCE)
+        floor = variance * (_FEATURE_REG_COVAR if plain else _IMAGE_REG_COVAR)
     network.to(images.dtype)
     network.shift = torch.as_tensor(mean).to(network.shift)
     network.scale = torch.as_tensor(scale).to(network.scale)
-    floor = torch.as_tensor(reg_covar / scale**2)
-    network.first.gaussian.set_min_variance(floor.flatten() if floor.ndim else floor)
+    relative = torch.as_tensor(floor / scale**2)
+    network.first.gaussian.set_min_variance(relative.flatten() if relative.ndim else relative)
     largest = max(layer.n_components for layer in network.mixtures.values())
-    n_seeds = min(len(images), max(_N_SEEDS, 2 * largest))
+    n_seeds = min(_N_SEEDS, images.batch_size(network.numbers_per_image))
+    n_seeds = min(len(images), max(n_seeds, 2 * largest))
     if weight is not None:
-        n_seeds = min(n_seeds, int(np.count_nonzero(weight)))
         weight = weight / weight.sum()
     seeds = rng.choice(len(images), n_seeds, replace=False, p=weight)
     with exact_products(network.scale.device):
@@ -165,6 +167,8 @@ def train_network(
         n_held_out = round(settings.validation_fraction * len(images))
         n_held_out = min(len(images) - 1, max(1, n_held_out))
     held_out, kept = order[:n_held_out], order[n_held_out:]
+    if weight is not None:
+        weight = weight / weight[kept].mean()
     n_batches = -(-len(kept) // batch_size)
     max_epochs = settings.max_epochs
     if max_epochs is None:
@@ -193,4 +197,9 @@ def train_network(
         on_epoch=on_epoch,
     )
     network.zero_grad(set_to_none=True)
+    # A loss is that before its step: the last step is still to be checked.
+    with exact_products(network.scale.device):
+        values = training.evaluate(next(batches(kept[:batch_size]))[0])
+    if not values.isfinite().all():
+        raise FloatingPointError(f"the loss is {values.mean().item()} after the last step")
     return Result(history, converged, training.progress)

@@ -75,7 +75,8 @@ def sharpen(
     def value_and_gradient(x: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            distance = ((x - start) / network.scale).square().mean((1, 2, 3))  # (N,)
+            moved = ((x - start) / network.scale).nan_to_num()  # missing pixels stay missing
+            distance = moved.square().mean((1, 2, 3))  # (N,)
             value = score(x) - pull * distance  # (N,)
             (gradient,) = torch.autograd.grad(value.sum(), x)
         return value.detach(), gradient

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any, NamedTuple
 
@@ -64,7 +65,8 @@ class Joint:
         if progress is not None:
             self._steps = progress.steps
             state = self._optimizer.state_dict()
-            state["state"] = dict(enumerate(progress.optimizer))
+            # A copy: the earlier training may be taken up again should this one fail.
+            state["state"] = dict(enumerate(copy.deepcopy(progress.optimizer)))
             self._optimizer.load_state_dict(state)
 
     @property
@@ -72,7 +74,7 @@ class Joint:
         """Where the training stands."""
         by_parameter: dict[int, dict[str, Any]] = self._optimizer.state_dict()["state"]
         states = [
-            {name: value.cpu() for name, value in by_parameter[index].items()}
+            {name: value.to("cpu", copy=True) for name, value in by_parameter[index].items()}
             for index in sorted(by_parameter)
         ]
         return Progress(self._steps, states)
@@ -102,6 +104,6 @@ class Joint:
         return self._network.log_prob(x)
 
     def report(self) -> dict[str, float]:
-        """Mean log density over the steps since the last report."""
+        """Mean log density, tempered as it was, over the steps since the last report."""
         losses, self._since_report = self._since_report, []
         return {"loss": torch.stack(losses).mean().item() if losses else math.nan}

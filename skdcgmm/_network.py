@@ -13,12 +13,10 @@ from skdcgmm import _windows
 from skdcgmm.layers import (
     Generation,
     Layer,
-    LayerSpec,
     MixtureLayer,
     Shape,
 )
 
-NamedSpecs = Sequence[tuple[str, LayerSpec]]
 Climb = Iterator[tuple[str, MixtureLayer, Tensor]]
 
 
@@ -38,8 +36,8 @@ class Network(nn.Module):
         Windows of the first layer that see each pixel.
     """
 
-    # Whether the input of every layer stands for pixels, and not for responsibilities.
-    joint: bool
+    # Whether the likelihoods of all layers, and not only of the first, are densities of pixels.
+    of_pixels: bool
     shift: Tensor
     scale: Tensor
     coverage: Tensor
@@ -143,7 +141,7 @@ class Network(nn.Module):
         log_weights = self.log_weights()
         for name, layer, log_prob in self.climb(x):
             value = (log_prob + log_weights[name]).logsumexp(1).mean((1, 2))  # (N,)
-            if layer is self.first or self.joint:
+            if layer is self.first or self.of_pixels:
                 jacobian = self.log_jacobian(x) * self.coverage  # (N, C, H, W)
                 value = value - jacobian.sum((1, 2, 3)) / math.prod(layer.output_shape[1:])
             yield name, layer, value
@@ -156,7 +154,7 @@ class Network(nn.Module):
 class LayerwiseNetwork(Network):
     """The published stack: each layer is a mixture over the responsibilities of the one below."""
 
-    joint = False
+    of_pixels = False
 
     @property
     def numbers_per_image(self) -> int:

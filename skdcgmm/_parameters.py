@@ -12,6 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from skdcgmm import _categorical
+from skdcgmm._gaussian import exact_products
 from skdcgmm._network import Network
 from skdcgmm.layers import CategoricalEmission, GaussianEmission, MixtureLayer
 
@@ -163,7 +164,8 @@ class FittedParametersMixin:
 
     def _read(self, reader: Reader) -> Arrays:
         check_is_fitted(self)
-        return {name: reader(self._network, name) for name in self._names(reader)}
+        with exact_products(self._network.scale.device):
+            return {name: reader(self._network, name) for name in self._names(reader)}
 
     @torch.no_grad()
     def _write(

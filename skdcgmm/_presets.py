@@ -64,9 +64,9 @@ def auto(image_shape: Shape, n_samples: int) -> list[LayerSpec]:
     if size == (1, 1):
         return [ConvGMM(min(8, n_clusters))]
     tile = (min(4, size[0]), min(4, size[1]))
-    layers: list[LayerSpec] = []
-    size = image_shape[1:]
-    layers.append(ConvGMM(min(200, n_clusters), tile, shared=False))
+    if tile == size:
+        return [ConvGMM(min(100, n_clusters))]
+    layers: list[LayerSpec] = [ConvGMM(min(200, n_clusters), tile, shared=False)]
     size = grid_size(size, tile, tile)
     while max(size) > 2:
         kernel = (min(2, size[0]), min(2, size[1]))

@@ -112,11 +112,7 @@ def train(
                 objective.step(x, weight)
             row = {"epoch": epoch, **objective.report()}
             if validation is not None:
-                values = [
-                    objective.evaluate(x) * (1 if weight is None else weight)
-                    for x, weight in validation()
-                ]
-                row["validation_loss"] = torch.cat(values).mean().item()
+                row["validation_loss"] = _weighted_mean(objective, validation())
         value = row.get("validation_loss", row["loss"])
         if not math.isfinite(value + row["loss"]):
             raise FloatingPointError(f"the loss is {value} after epoch {epoch}")
@@ -128,3 +124,14 @@ def train(
         if stale >= n_iter_no_change:
             return history, True
     return history, False
+
+
+def _weighted_mean(objective: Objective, batches: Iterable[tuple[Tensor, Tensor | None]]) -> float:
+    """Mean value of images by their weights."""
+    total = count = 0.0
+    for x, weight in batches:
+        values = objective.evaluate(x)  # (N,)
+        weight = torch.ones_like(values) if weight is None else weight
+        total += (values * weight).sum().item()
+        count += weight.sum().item()
+    return total / count

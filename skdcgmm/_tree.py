@@ -20,7 +20,7 @@ class JointNetwork(Network):
     those of the first layer draw their windows' pixels. Also any stack of one layer.
     """
 
-    joint = True
+    of_pixels = True
 
     @property
     def mixture_layers(self) -> list[MixtureLayer]:
@@ -52,8 +52,9 @@ class JointNetwork(Network):
         below = z = self.normalise(x)  # (N, C, H, W)
         for layer in self.mixture_layers:
             layer.initialise(below, generator)
-            z = layer.log_prob(z)  # (N, K, rows, columns)
-            below = z.softmax(1)
+            if layer is not self.top:
+                z = layer.log_prob(z)  # (N, K, rows, columns)
+                below = z.softmax(1)
 
     @torch.no_grad()
     def log_weights(self) -> dict[str, Tensor]:
@@ -98,9 +99,10 @@ class JointNetwork(Network):
 
     def responsibilities(self, x: Tensor) -> Tensor:
         """Posterior of the first layer's components at each position, (N, K, rows, columns)."""
+        with torch.no_grad():
+            z = self.first.log_prob(self.normalise(x))  # (N, K, rows, columns)
         with torch.enable_grad():
-            z = self.first.log_prob(self.normalise(x)).detach().requires_grad_()
-            below = z
+            below = z.requires_grad_()
             for layer in self.mixture_layers[1:]:
                 below = layer.log_prob(below)
             value = (below + self.top.log_weights).logsumexp(1).sum()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -188,8 +188,10 @@ def _exact_in_float32(X: object) -> bool:
     return dtype != np.float64 and np.can_cast(dtype, np.float32)
 
 
-def check_weights(sample_weight: Any, images: Images) -> FloatArray | None:
-    """Weights of images, scaled to a mean of 1; None if there are none.
+def check_weights(sample_weight: Any, images: Images) -> tuple[Images, FloatArray | None]:
+    """The images that have a positive weight, and their weights, scaled to a mean of 1.
+
+    All images and None if `sample_weight` is None.
 
     Raises
     ------
@@ -197,14 +199,17 @@ def check_weights(sample_weight: Any, images: Images) -> FloatArray | None:
         If they are not one non-negative number an image, or all are zero.
     """
     if sample_weight is None:
-        return None
+        return images, None
     weight: FloatArray = _check_sample_weight(
         sample_weight, images.rows, dtype=np.float64, ensure_non_negative=True
     )
     if not weight.any():
         raise ValueError("sample_weight must have a positive sum; all weights are zero.")
+    kept = weight > 0
+    weight = weight[kept] / weight.max()  # in two steps: the sum might overflow
     scaled: FloatArray = weight / weight.mean()
-    return scaled
+    seen = images if kept.all() else replace(images, rows=images.rows[kept])
+    return seen, scaled
 
 
 def answer(X: object, values: NDArray[Any]) -> Any:

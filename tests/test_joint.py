@@ -490,16 +490,93 @@ def test_lower_weights_are_marginals_and_cannot_be_set(digits):
         est.covariances_ = {"convgmm2": est.means_["convgmm2"]}
 
 
-@pytest.mark.parametrize("layer", [ConvGMM(3, 4, 2), ConvGMM(3, 2, 3)])
-def test_windows_that_do_not_tile_are_refused(digits, layer):
-    est = DCGMMEstimator(layers=[layer, ConvGMM(2)], image_shape=(8, 8))
-    with pytest.raises(ValueError, match=r"convgmm1__stride .* objective='layerwise'"):
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [ConvGMM(3, 4, stride=8)],
+        [ConvGMM(3, 2), ConvGMM(4, 2, stride=4)],
+        [ConvGMM(3, 2), MaxPool(2, stride=4), ConvGMM(4)],
+        [ConvGMM(3, 2), MaxPool(2, stride=1), ConvGMM(4)],
+        [ConvGMM(3, 2, 3), ConvGMM(4)],
+    ],
+)
+def test_any_windows_that_do_not_tile_are_refused(digits, layers):
+    est = DCGMMEstimator(layers=layers, image_shape=(8, 8))
+    with pytest.raises(ValueError, match=r"__stride .* objective='layerwise'"):
         est.fit(digits[0])
+
+
+def test_layerwise_stacks_have_no_density(digits):
+    est = DCGMMEstimator(layers=[ConvGMM(3, 4, 2), ConvGMM(2)], image_shape=(8, 8))
     est.set_params(objective="layerwise", max_epochs=1).fit(digits[0])
     for method in (est.score, est.score_samples, est.bic, est.impute):
         with pytest.raises(ValueError, match="objective='joint'"):
             method(digits[0])
     est.set_params(score_method="layer").score_samples(digits[0])
+
+
+def test_a_failing_chunk_leaves_the_stream_as_it_was(digits):
+    X = digits[0][:500]
+    est = DCGMMEstimator(5, image_shape=(8, 8), random_state=0).partial_fit(X)
+    expected = pickle.loads(pickle.dumps(est)).partial_fit(X).score(X)
+    with pytest.raises(ValueError, match="made training diverge"):
+        est.set_params(learning_rate=1e30, batch_size=100).partial_fit(X)
+    est.set_params(learning_rate=None, batch_size=None)
+    assert est.partial_fit(X).score(X) == expected
+
+
+def test_a_model_broken_by_the_last_step_is_no_fit(digits):
+    est = DCGMMEstimator(5, image_shape=(8, 8), learning_rate=1e30, max_epochs=1, batch_size=2000)
+    with pytest.raises(ValueError, match="made training diverge"):
+        est.fit(digits[0])
+    assert not hasattr(est, "labels_")
+
+
+@pytest.mark.parametrize("first", ["joint", "layerwise"])
+def test_a_stream_keeps_its_objective(digits, first):
+    est = DCGMMEstimator(layers=[ConvGMM(3)], image_shape=(8, 8), objective=first)
+    est.partial_fit(digits[0])
+    est.set_params(objective="layerwise" if first == "joint" else "joint")
+    with pytest.raises(ValueError, match=f"objective must stay '{first}'"):
+        est.partial_fit(digits[0])
+    est.set_params(max_epochs=1).fit(digits[0])  # a new fit may have any
+
+
+def test_images_of_weight_zero_are_not_there(digits):
+    X = digits[0].astype(np.float64)[:300]
+    est = DCGMMEstimator(5, image_shape=(8, 8), max_epochs=5, random_state=0)
+    weight = np.r_[np.ones(300), 0.0]
+    absurd = np.vstack([X, np.full((1, 64), 1e4)])
+    found = clone(est).fit(absurd, sample_weight=1e307 * weight)
+    expected = est.fit(X, sample_weight=np.ones(300))
+    np.testing.assert_array_equal(found.score_samples(X), expected.score_samples(X))
+    assert len(found.labels_) == 301
+
+
+def test_validation_is_weighted(digits):
+    X, y = digits
+    est = DCGMMEstimator(2, layers=[ConvGMM(2)], image_shape=(8, 8), random_state=0)
+    est.set_params(validation_fraction=0.2, max_epochs=60)
+    est.fit(X, sample_weight=np.where(y == 0, 1.0, 1e-9))
+    last = est.history_[-1]
+    assert last["validation_loss"] == pytest.approx(last["loss"], abs=4)
+
+
+def test_features_of_any_scale_count():
+    rng = np.random.default_rng(0)
+    y = np.arange(400) % 2
+    X = np.c_[10 * y + rng.normal(size=400), 1e4 * rng.normal(size=400)]
+    labels = DCGMMEstimator(2, random_state=0).fit_predict(X)
+    assert max((labels == y).mean(), (labels != y).mean()) > 0.99
+
+
+def test_sharpening_moves_what_is_observed(digits):
+    X = digits[0][:5].copy()
+    est = DCGMMEstimator(5, image_shape=(8, 8), max_epochs=20, random_state=0).fit(digits[0])
+    X[:, :20] = np.nan
+    sharp = est.sharpen(X, n_steps=20)
+    assert np.isnan(sharp[:, :20]).all()
+    assert (est.score_samples(sharp) > est.score_samples(X)).all()
 
 
 def test_a_flat_mixture_has_no_contrast():

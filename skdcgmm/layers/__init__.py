@@ -3,12 +3,12 @@
 from skdcgmm.layers._base import EmissionFactory, Generation, Layer, LayerSpec, Shape
 from skdcgmm.layers._convgmm import ConvGMM, MixtureLayer
 from skdcgmm.layers._emissions import (
-    CategoricalEmission,
     ClippedGaussianEmission,
     FlooredGaussianEmission,
     GaussianEmission,
 )
 from skdcgmm.layers._maxpool import MaxPool, PoolLayer
+from skdcgmm.layers._tables import CategoricalEmission
 
 __all__ = [
     "CategoricalEmission",

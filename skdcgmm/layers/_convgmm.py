@@ -40,14 +40,15 @@ class ConvGMM(LayerSpec):
     stride : int or (int, int), default=None
         Step between windows. None is the kernel size: windows tile.
     covariance_type : {"diag", "spherical"}, default="diag"
-        One variance for each value of a window, or one for all of them.
+        One variance for each value of a window, or one for all of them. Above the first layer of a
+        joint stack there are no Gaussians, and this means nothing.
     shared : bool, default=True
         One mixture for all positions (convolutional), or each position its own.
 
     Notes
     -----
     Windows cover their input: a last window that reaches past the border uses only what is
-    inside. The output has one channel for each component: its responsibilities.
+    inside. With ``objective="joint"``, windows must tile: leave `stride` at None.
 
     Examples
     --------

@@ -34,7 +34,7 @@ def main():
         ("test images, right half missing", np.nan_to_num(hidden, nan=0.5)),
         ("completed by the conditional mean", est.impute(hidden)),
     ]
-    figure = Figure(figsize=(10, 5.6), layout="constrained")
+    figure = Figure(figsize=(10, 4.6), layout="constrained")
     for ax, (title, images) in zip(figure.subplots(2, 2).flat, panels, strict=True):
         plot_images(images, image_shape=data.image_shape, n_columns=10, ax=ax)
         ax.set_title(title)

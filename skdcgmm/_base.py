@@ -25,6 +25,7 @@ from skdcgmm._validation import (
     FloatArray,
     Images,
     answer,
+    check_choice,
     check_device,
     check_images,
     check_number,
@@ -69,12 +70,8 @@ class BaseDCGMM(FittedParametersMixin, LayersMixin):
             raise
 
     def _check_parameters(self) -> None:
-        for name, value, choices in (
-            ("objective", self.objective, tuple(OBJECTIVES)),
-            ("score_method", self.score_method, SCORE_METHODS),
-        ):
-            if value not in choices:
-                raise ValueError(f"{name} must be one of {choices}; got {value!r}.")
+        check_choice("objective", self.objective, tuple(OBJECTIVES))
+        check_choice("score_method", self.score_method, SCORE_METHODS)
         check_number("n_components", self.n_components, low=1, integer=True, optional="by layers")
         check_number(
             "reg_covar", self.reg_covar, low=0, open_low=True, optional="by the variance of X"
@@ -168,9 +165,9 @@ class BaseDCGMM(FittedParametersMixin, LayersMixin):
         if not isinstance(network, JointNetwork):
             raise ValueError(
                 f"{purpose} needs one density over images, which a stack of several layers has "
-                "only if it is trained as one: choose objective='joint'. A layer-wise stack has "
-                "score_method='layer', and its clusters compare, as with "
-                "GridSearchCV(scoring='adjusted_rand_score')."
+                "only if it is trained as one: choose objective='joint'. For a layer-wise stack, "
+                "choose score_method='layer', and give a grid search a scoring, such as "
+                "'adjusted_rand_score' with known labels y."
             )
         return network
 

@@ -80,5 +80,5 @@ def _check_tiling(name: str, layer: Layer) -> None:
         raise ValueError(
             f"{name}__stride is {layer.stride} and the kernel {layer.kernel}: windows that do not "
             "tile have no joint density. Choose objective='layerwise', which the presets with "
-            "overlapping windows are for, or layers that leave stride=None."
+            "overlapping windows are for, layers='auto', or layers that leave stride=None."
         )

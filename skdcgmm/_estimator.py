@@ -10,13 +10,14 @@ import torch
 from numpy.typing import NDArray
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
 from sklearn.utils import Tags, check_random_state
-from sklearn.utils.validation import check_is_fitted
 
+from skdcgmm._base import SCORE_METHODS
 from skdcgmm._generative import GenerativeDCGMM
 from skdcgmm._validation import (
     FloatArray,
     Images,
     answer,
+    check_choice,
     check_image_shape,
     check_images,
     check_weights,
@@ -63,9 +64,10 @@ class DCGMMEstimator(
         Added to the variances of the first layer, in squared units of X. None: half of the
         variance of all pixels for images (0.05 for MNIST in 0-1), 1e-6 of each plain feature's.
         With `objective="layerwise"`, the variances' lower bound: the published method clips.
+        Densities compare at the same value.
     max_epochs : int, default=None
         Largest number of passes over the data. None: enough for 1200 steps ("joint") or 4000
-        ("layerwise"), but at least 5.
+        ("layerwise"), but at least 5. Few images need many passes, not few.
     batch_size : int, default=None
         Number of images in a training step. None: 250 ("joint") or 100 ("layerwise").
     learning_rate : float, default=None
@@ -105,7 +107,7 @@ class DCGMMEstimator(
         Variances and their inverses, of layers that hold Gaussians; without the last axis if
         spherical.
     labels_ : ndarray of shape (n_samples,)
-        Clusters of the images of the last fit.
+        Clusters of the images of the last `fit`, or of the last chunk.
     history_ : list of dict
         One row an epoch: `epoch`, `loss`, which training raises (the mean log density if joint,
         tempered in the first 30 % of the training),
@@ -185,7 +187,8 @@ class DCGMMEstimator(
         ----------
         X : array-like of shape (n_samples, n_features), (n_samples, height, width) or \
 (n_samples, height, width, channels), or Tensor
-            NaN where missing. It is computed with in single precision unless it is in double.
+            Channels last, NaN where missing. It is computed with in single precision unless it is
+            in double.
         y : Ignored
         sample_weight : array-like of shape (n_samples,), default=None
             Weights of the images in the loss; None weighs all the same.
@@ -310,8 +313,8 @@ class DCGMMEstimator(
             If a layer-wise stack of several layers, which has no density, is asked for one, or a
             flat mixture, whose parts are one, for a contrast.
         """
-        check_is_fitted(self)
         images = self._check_fitted_images(X)
+        check_choice("score_method", self.score_method, SCORE_METHODS)
         if self.score_method == "layer":
             layer = self._mixture_name(self._network, "score_layer", self.score_layer)
             scores = self._map(images, lambda network, x: network.layer_log_prob(x, layer))
@@ -341,8 +344,8 @@ class DCGMMEstimator(
         Returns
         -------
         float
-            In nats and the units of X, comparable between any two joint stacks and with
-            `sklearn.mixture.GaussianMixture.score`.
+            In nats and the units of X, comparable, at the same `reg_covar`, between any two joint
+            stacks and with `sklearn.mixture.GaussianMixture.score`.
 
         Raises
         ------

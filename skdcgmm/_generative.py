@@ -13,7 +13,7 @@ from skdcgmm import _generation
 from skdcgmm._base import BaseDCGMM
 from skdcgmm._network import Network
 from skdcgmm._tree import JointNetwork
-from skdcgmm._validation import Images, answer, check_number, make_generator
+from skdcgmm._validation import Images, answer, check_choice, check_number, make_generator
 from skdcgmm.layers import Generation
 
 IMPUTE_METHODS = ("mean", "sample")
@@ -121,8 +121,7 @@ class GenerativeDCGMM(BaseDCGMM):
             If the model has no density: a layer-wise stack of several layers.
         """
         images = self._check_fitted_images(X)
-        if method not in IMPUTE_METHODS:
-            raise ValueError(f"method must be one of {IMPUTE_METHODS}; got {method!r}.")
+        check_choice("method", method, IMPUTE_METHODS)
         device = self._joint_network("impute").scale.device
         seed = self.random_state if random_state is None else random_state
         generation = Generation(generator=make_generator(seed, device))
@@ -144,7 +143,7 @@ class GenerativeDCGMM(BaseDCGMM):
 
         Averaging where windows overlap, and pooling, blur what is drawn. Each step follows the
         gradient of `score - pull * mean((x - x0)**2)` through the layers; steps that would lower it
-        are taken back and shortened, so there is no rate to choose.
+        are taken back and shortened, so there is no rate to choose. Missing pixels stay missing.
 
         Parameters
         ----------

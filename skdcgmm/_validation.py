@@ -141,6 +141,8 @@ def check_images(
     except (ValueError, TypeError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"{error} {EXPECTED_X}") from error
+    if reset and rows.dtype.kind == "f" and np.isnan(rows).all():
+        raise ValueError("X has no observed value: all are NaN. Give images of which some is seen.")
     shape = image_shape or (rows.shape[1], 1, 1)
     if rows.shape[1] != shape[0] * shape[1] * shape[2]:
         raise ValueError(
@@ -191,7 +193,7 @@ def _exact_in_float32(X: object) -> bool:
 def check_weights(sample_weight: Any, images: Images) -> tuple[Images, FloatArray | None]:
     """The images that have a positive weight, and their weights, scaled to a mean of 1.
 
-    All images and None if `sample_weight` is None.
+    All images and None if `sample_weight` is None, None also if all weigh the same.
 
     Raises
     ------
@@ -209,7 +211,7 @@ def check_weights(sample_weight: Any, images: Images) -> tuple[Images, FloatArra
     weight = weight[kept] / weight.max()  # in two steps: the sum might overflow
     scaled: FloatArray = weight / weight.mean()
     seen = images if kept.all() else replace(images, rows=images.rows[kept])
-    return seen, scaled
+    return seen, None if np.ptp(weight) == 0 else scaled
 
 
 def answer(X: object, values: NDArray[Any]) -> Any:
@@ -236,6 +238,18 @@ def check_device(device: Any) -> torch.device:
             f"'cuda:0'; got {device!r} ({error})."
         ) from error
     return chosen
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Check that a parameter is one of some strings.
+
+    Raises
+    ------
+    ValueError
+        Naming the parameter, the choices and the value.
+    """
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {choices}; got {value!r}.")
 
 
 def check_number(

@@ -579,6 +579,24 @@ def test_sharpening_moves_what_is_observed(digits):
     assert (est.score_samples(sharp) > est.score_samples(X)).all()
 
 
+def test_equal_weights_are_none(digits):
+    X = digits[0][:300]
+    est = DCGMMEstimator(5, image_shape=(8, 8), max_epochs=3, random_state=0)
+    weighted = clone(est).fit(X, sample_weight=np.full(300, 7.0))
+    np.testing.assert_array_equal(weighted.score_samples(X), est.fit(X).score_samples(X))
+
+
+def test_nothing_observed_is_nothing_to_fit():
+    with pytest.raises(ValueError, match="no observed value"):
+        DCGMMEstimator(2).fit(np.full((10, 3), np.nan))
+
+
+def test_score_method_is_checked_when_it_is_used(digits):
+    est = DCGMMEstimator(2, image_shape=(8, 8), max_epochs=1).fit(digits[0])
+    with pytest.raises(ValueError, match="score_method must be one of"):
+        est.set_params(score_method="Contrast").score_samples(digits[0])
+
+
 def test_a_flat_mixture_has_no_contrast():
     X, _ = make_blobs(50, random_state=0)
     est = DCGMMEstimator(2, score_method="contrast", max_epochs=1).fit(X)

@@ -43,7 +43,8 @@ class ConvGMM(LayerSpec):
         One variance for each value of a window, or one for all of them. Above the first layer of a
         joint stack there are no Gaussians, and this means nothing.
     shared : bool, default=True
-        One mixture for all positions (convolutional), or each position its own.
+        One mixture for all positions (convolutional), or each position its own. Where images are
+        centred, as in "auto", False describes them better.
 
     Notes
     -----

@@ -72,12 +72,15 @@ class Emission(nn.Module):
     def _pick(self, windows: Tensor, generator: torch.Generator) -> Tensor:
         """For each component one of the windows (R, N, D) of its position, (P, K, D).
 
-        Drawn with probability proportional to the squared distance from the mean window: most
-        windows at a border are blank, and components that start there would never leave.
+        Parts of the input are drawn with probability proportional to the squared distance from the
+        mean window: most windows at a border are blank, and components that start there would never
+        leave. Whole inputs are drawn evenly, since far ones may be outliers.
         """
+        whole = len(windows) == 1
         windows = windows.reshape(math.prod(self.positions), -1, windows.shape[2])  # (P, M, D)
         distance = (windows - windows.mean(1, keepdim=True)).square().sum(2)  # (P, M)
         weights = distance + _SEED_FLOOR * distance.mean(1, keepdim=True) + 1e-12  # (P, M)
+        weights = torch.ones_like(weights) if whole else weights
         # Gumbel noise draws without replacement; `multinomial` allows only 2^24 candidates.
         uniform = torch.rand(weights.shape, generator=generator, device=generator.device)
         noise = -(-uniform.clamp_min(1e-30).log()).log()  # (P, M)

@@ -210,3 +210,12 @@ class BaseDCGMM(FittedParametersMixin, LayersMixin):
     def _apply(self, X: Any, function: Callable[[Network, Tensor], Tensor]) -> Any:
         """Apply a function of the network and image tensors to X; answer in kind."""
         return answer(X, self._map(self._check_fitted_images(X), function))
+
+    def _labels(self, images: Images) -> NDArray[Any]:
+        return self._map(images, lambda network, x: network.scores(x).argmax(1))
+
+    def _log_density(self, X: Any) -> FloatArray:
+        """Log density of each image, in double precision."""
+        images = self._check_fitted_images(X)
+        values = self._map_joint(images, "the log density", lambda network, x: network.log_prob(x))
+        return values.astype(np.float64)

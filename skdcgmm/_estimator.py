@@ -7,15 +7,12 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
 from sklearn.utils import Tags, check_random_state
 
 from skdcgmm._base import SCORE_METHODS
 from skdcgmm._generative import GenerativeDCGMM
 from skdcgmm._validation import (
-    FloatArray,
-    Images,
     answer,
     check_choice,
     check_image_shape,
@@ -380,15 +377,6 @@ class DCGMMEstimator(
         float
         """
         return float(2 * self.n_parameters_ - 2 * self._log_density(X).sum())
-
-    def _labels(self, images: Images) -> NDArray[Any]:
-        return self._map(images, lambda network, x: network.scores(x).argmax(1))
-
-    def _log_density(self, X: Any) -> FloatArray:
-        """Log density of each image, in double precision."""
-        images = self._check_fitted_images(X)
-        values = self._map_joint(images, "the log density", lambda network, x: network.log_prob(x))
-        return values.astype(np.float64)
 
     @property
     def _n_features_out(self) -> Any:

@@ -39,9 +39,9 @@ class DCGMMEstimator(
     layers : str or list, default="auto"
         The stack from the image upwards: a list of `ConvGMM` and `MaxPool`, or of (name, layer)
         pairs; the name of a published architecture, "dcgmm-a" to "dcgmm-g", of which all but the
-        flat first need `objective="layerwise"`; or "auto", which
-        chooses by objective, image size and number of images; plain features get a flat mixture.
-        Layers without a name are called `convgmm1`, `maxpool1`, `convgmm2`, ...
+        flat first need `objective="layerwise"`; or "auto", which chooses by objective, image size
+        and number of images; plain features get a flat mixture. Layers without a name are called
+        `convgmm1`, `maxpool1`, `convgmm2`, ...
     image_shape : (int, int) or (int, int, int), default=None
         Height, width and, if there are several, channels of the images in the rows of X. None:
         from X if it has three or four dimensions; rows of a two-dimensional X are then plain
@@ -107,9 +107,8 @@ class DCGMMEstimator(
         Clusters of the images of the last `fit`, or of the last chunk.
     history_ : list of dict
         One row an epoch: `epoch`, `loss`, which training raises (the mean log density if joint,
-        tempered in the first 30 % of the training),
-        `validation_loss`, and, if layer-wise, each layer's loss (nan before it starts) and
-        annealing radius, such as `convgmm1__radius`.
+        tempered in the first 30 % of the training), `validation_loss`, and, if layer-wise, each
+        layer's loss (nan before it starts) and annealing radius, such as `convgmm1__radius`.
     n_iter_ : int
         Number of epochs.
     converged_ : bool

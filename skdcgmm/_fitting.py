@@ -22,9 +22,10 @@ from skdcgmm.layers import ConvGMM
 # Images enter the layers with this variance, about that of images in 0-1, for which the published
 # constants were made.
 _INTERNAL_VARIANCE = 0.1
-# Default floor of the first layer's variances, relative to the variance of all pixels.
+# Default floor of the first layer's variances, relative to the variance of all pixels, or of each
+# plain feature.
 _IMAGE_REG_COVAR, _FEATURE_REG_COVAR = 0.5, 1e-6
-# Least number of passes over the data, and of images that a stack starts from.
+# Least number of passes over the data, and usual number of images that a stack starts from.
 _MIN_EPOCHS = 5
 _N_SEEDS = 256
 

@@ -17,17 +17,22 @@ from sklearn.model_selection import GridSearchCV, ShuffleSplit
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import MinMaxScaler
 
-from benchmarks.density import REG_COVAR, STACKS
-from skdcgmm import DCGMMEstimator
+from benchmarks.models import REG_COVAR
+from skdcgmm import ConvGMM, DCGMMEstimator
 from skdcgmm.datasets import load_images
 
-CANDIDATES = [
-    "two layers, 4x4/100, 100",
-    "two layers, 4x4/200, 100",
-    "two layers, 7x7/200, 100",
-    "three layers, 4x4/200, 2x2/100, 100",
-    "auto",
-]
+
+def tiles(n_components, kernel_size=4):
+    return ConvGMM(n_components, kernel_size, shared=False)
+
+
+STACKS = {
+    "two layers, 4x4/100, 100": [tiles(100), ConvGMM(100)],
+    "two layers, 4x4/200, 100": [tiles(200), ConvGMM(100)],
+    "two layers, 7x7/200, 100": [tiles(200, 7), ConvGMM(100)],
+    "three layers, 4x4/200, 2x2/100, 100": [tiles(200), tiles(100, 2), ConvGMM(100)],
+    "auto": "auto",
+}
 
 
 def main():
@@ -43,12 +48,12 @@ def main():
     pipeline = Pipeline([("scale", MinMaxScaler()), ("model", deep)])
     grid = [
         {"model": [flat]},
-        {"model": [deep], "model__layers": [STACKS[name] for name in CANDIDATES]},
+        {"model": [deep], "model__layers": list(STACKS.values())},
     ]
     split = ShuffleSplit(1, test_size=0.2, random_state=0)
     search = GridSearchCV(pipeline, grid, cv=split, refit=False, error_score="raise").fit(X)
     order = np.argsort(-search.cv_results_["mean_test_score"])
-    names = ["GaussianMixture 49", *CANDIDATES]
+    names = ["GaussianMixture 49", *STACKS]
     for rank, index in enumerate(order, start=1):
         best = clone(pipeline).set_params(**search.cv_results_["params"][index]).fit(X)
         row = {

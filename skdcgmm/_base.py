@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 from tqdm import tqdm
@@ -27,8 +28,10 @@ from skdcgmm._validation import (
     answer,
     check_choice,
     check_device,
+    check_image_shape,
     check_images,
     check_number,
+    check_weights,
 )
 
 SCORE_METHODS = ("density", "contrast", "layer")
@@ -38,6 +41,7 @@ class BaseDCGMM(FittedParametersMixin, LayersMixin):
     """Checks, building, training and batched prediction."""
 
     n_components: int | None
+    image_shape: tuple[int, ...] | None
     objective: str
     score_method: str
     score_layer: int | str
@@ -50,8 +54,11 @@ class BaseDCGMM(FittedParametersMixin, LayersMixin):
     validation_fraction: float | None
     warm_start: bool
     device: str | torch.device
+    random_state: int | np.random.RandomState | None
     verbose: int
     history_: list[HistoryRow]
+
+    _score_methods: tuple[str, ...] = SCORE_METHODS
 
     def __getstate__(self) -> dict[str, Any]:
         """A state without tensors on a GPU, so that it can be loaded anywhere."""
@@ -71,7 +78,7 @@ class BaseDCGMM(FittedParametersMixin, LayersMixin):
 
     def _check_parameters(self) -> None:
         check_choice("objective", self.objective, tuple(OBJECTIVES))
-        check_choice("score_method", self.score_method, SCORE_METHODS)
+        check_choice("score_method", self.score_method, self._score_methods)
         check_number("n_components", self.n_components, low=1, integer=True, optional="by layers")
         check_number(
             "reg_covar", self.reg_covar, low=0, open_low=True, optional="by the variance of X"
@@ -110,10 +117,13 @@ class BaseDCGMM(FittedParametersMixin, LayersMixin):
         """A copy of the earlier fit for `warm_start`, if its stack is the one asked for."""
         if self.warm_start and hasattr(self, "_network"):
             old = self._network_in_place()
-            if _fitting.same_stack(self._build(images), old):
+            new = self._build(images)
+            if _fitting.same_stack(new, old):
+                old = copy.deepcopy(old)
+                old.n_clusters, old.clusters = new.n_clusters, new.clusters.to(old.clusters)
                 # Layer-wise annealing goes on; a rate of one cycle starts a new cycle.
                 progress = None if self.objective == "joint" else self._progress
-                return copy.deepcopy(old), progress
+                return old, progress
         return None, None
 
     def _train(
@@ -146,6 +156,7 @@ class BaseDCGMM(FittedParametersMixin, LayersMixin):
                     f"learning_rate={self.learning_rate or default} made training diverge: "
                     f"{error}. Choose a smaller one; the default is {default}."
                 ) from error
+        _fitting.merge_components(network, images, weight, rng)
         channels, height, width = images.shape
         if stream and progress:
             result.history[0]["epoch"] = len(self.history_) + 1
@@ -158,6 +169,18 @@ class BaseDCGMM(FittedParametersMixin, LayersMixin):
         self.n_iter_ = len(self.history_)
         self.converged_ = result.converged
         self._fitted_objective = self.objective
+
+    def _fit(self, X: Any, sample_weight: Any) -> Images:
+        """Check everything and train; the images."""
+        self._check_parameters()
+        images = check_images(self, X, check_image_shape(self.image_shape), reset=True)
+        seen, weight = check_weights(sample_weight, images)
+        rng = check_random_state(self.random_state)
+        network, progress = self._earlier_training(seen)
+        if network is None:
+            network = self._start(seen, weight, rng)
+        self._train(network, progress, seen, weight, rng)
+        return images
 
     def _joint_network(self, purpose: str) -> JointNetwork:
         """The fitted network, if it is one density, or an error that says how to get one."""
@@ -212,7 +235,25 @@ class BaseDCGMM(FittedParametersMixin, LayersMixin):
         return answer(X, self._map(self._check_fitted_images(X), function))
 
     def _labels(self, images: Images) -> NDArray[Any]:
-        return self._map(images, lambda network, x: network.scores(x).argmax(1))
+        return self._map(images, lambda network, x: network.cluster_probabilities(x).argmax(1))
+
+    def _score_images(self, images: Images, method: str) -> FloatArray:
+        """Score of each image by one of `SCORE_METHODS`."""
+        if method == "layer":
+            layer = self._mixture_name(self._network, "score_layer", self.score_layer)
+            return self._map(images, lambda network, x: network.layer_log_prob(x, layer))
+        purpose = f"score_method={method!r}"
+        if method == "density":
+            return self._map_joint(images, purpose, lambda network, x: network.log_prob(x))
+        self._check_deep(purpose)
+        return self._map_joint(images, purpose, lambda network, x: network.contrast(x))
+
+    def _check_deep(self, purpose: str) -> None:
+        if len(self._joint_network(purpose).mixtures) == 1:
+            raise ValueError(
+                f"{purpose} compares a stack with its lower layers, but this one has one layer. "
+                "Choose score_method='density', or a stack of several layers."
+            )
 
     def _log_density(self, X: Any) -> FloatArray:
         """Log density of each image, in double precision."""

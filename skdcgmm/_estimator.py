@@ -34,8 +34,10 @@ class DCGMMEstimator(
     Parameters
     ----------
     n_components : int, default=None
-        Number of top components, that is of clusters. It overrides that of the last of `layers`;
-        None keeps it.
+        Number of clusters. It overrides that of top components, the last of `layers`; None keeps
+        it. With `layers="auto"`, the top of a deep stack has up to 400 components, and those whose
+        responsibilities overlap most are merged into this many clusters; the density is that of
+        all.
     layers : str or list, default="auto"
         The stack from the image upwards: a list of `ConvGMM` and `MaxPool`, or of (name, layer)
         pairs; the name of a published architecture, "dcgmm-a" to "dcgmm-g", of which all but the
@@ -63,8 +65,8 @@ class DCGMMEstimator(
         With `objective="layerwise"`, the variances' lower bound: the published method clips.
         Densities compare at the same value.
     max_epochs : int, default=None
-        Largest number of passes over the data. None: enough for 1200 steps ("joint") or 4000
-        ("layerwise"), but at least 5. Few images need many passes, not few.
+        Largest number of passes over the data. None: about 1000 steps ("joint") or 4000
+        ("layerwise"), but at least 3. Few images need many passes, not few.
     batch_size : int, default=None
         Number of images in a training step. None: 250 ("joint") or 100 ("layerwise").
     learning_rate : float, default=None
@@ -103,6 +105,8 @@ class DCGMMEstimator(
     covariances_, precisions_ : dict of str to ndarray of shape (..., K, D) or (..., K)
         Variances and their inverses, of layers that hold Gaussians; without the last axis if
         spherical.
+    clusters_ : ndarray of shape (K,)
+        The cluster of each top component.
     labels_ : ndarray of shape (n_samples,)
         Clusters of the images of the last `fit`, or of the last chunk.
     history_ : list of dict
@@ -200,15 +204,7 @@ class DCGMMEstimator(
             stays as it is.
         """
         with self._unchanged_on_failure():
-            self._check_parameters()
-            images = check_images(self, X, check_image_shape(self.image_shape), reset=True)
-            seen, weight = check_weights(sample_weight, images)
-            rng = check_random_state(self.random_state)
-            network, progress = self._earlier_training(seen)
-            if network is None:
-                network = self._start(seen, weight, rng)
-            self._train(network, progress, seen, weight, rng)
-            self.labels_ = self._labels(images)
+            self.labels_ = self._labels(self._fit(X, sample_weight))
         return self
 
     def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
@@ -216,7 +212,7 @@ class DCGMMEstimator(
 
         The first chunk fixes the scale of the images and the stack, whose components start from its
         images: let it hold more of them than the stack has components, and choose `n_components`.
-        The learning rate is planned for 1200 steps of `batch_size` images ("joint") or 4000
+        The learning rate is planned for 1000 steps of `batch_size` images ("joint") or 4000
         ("layerwise"), and the model is of little use before most of them are done; after them, it
         stays at its small last value.
 
@@ -252,7 +248,7 @@ class DCGMMEstimator(
         return self
 
     def predict(self, X: Any) -> Any:
-        """Cluster of each image: the top component of largest responsibility.
+        """Cluster of each image: that of largest responsibility.
 
         Parameters
         ----------
@@ -266,7 +262,7 @@ class DCGMMEstimator(
         return answer(X, self._labels(images))
 
     def predict_proba(self, X: Any) -> Any:
-        """Responsibilities of the top components for each image.
+        """Responsibilities of the clusters for each image.
 
         Parameters
         ----------
@@ -274,12 +270,12 @@ class DCGMMEstimator(
 
         Returns
         -------
-        ndarray or Tensor of shape (n_samples, n_components)
+        ndarray or Tensor of shape (n_samples, n_clusters)
         """
-        return self._apply(X, lambda network, x: network.scores(x).softmax(1))
+        return self._apply(X, lambda network, x: network.cluster_probabilities(x))
 
     def transform(self, X: Any) -> Any:
-        """Responsibilities of the top components, as features.
+        """Responsibilities of the clusters, as features.
 
         Parameters
         ----------
@@ -287,7 +283,7 @@ class DCGMMEstimator(
 
         Returns
         -------
-        ndarray or Tensor of shape (n_samples, n_components)
+        ndarray or Tensor of shape (n_samples, n_clusters)
         """
         return self.predict_proba(X)
 
@@ -311,23 +307,7 @@ class DCGMMEstimator(
         """
         images = self._check_fitted_images(X)
         check_choice("score_method", self.score_method, SCORE_METHODS)
-        if self.score_method == "layer":
-            layer = self._mixture_name(self._network, "score_layer", self.score_layer)
-            scores = self._map(images, lambda network, x: network.layer_log_prob(x, layer))
-        else:
-            method = f"score_method={self.score_method!r}"
-            contrast = self.score_method == "contrast"
-            if contrast and len(self._joint_network(method).mixtures) == 1:
-                raise ValueError(
-                    f"{method} compares a stack with its first layer alone, but this one has one "
-                    "layer. Choose score_method='density', or a stack of several layers."
-                )
-            scores = self._map_joint(
-                images,
-                method,
-                lambda network, x: network.contrast(x) if contrast else network.log_prob(x),
-            )
-        return answer(X, scores)
+        return answer(X, self._score_images(images, self.score_method))
 
     def score(self, X: Any, y: Any = None) -> float:
         """Mean log density of the images, whatever `score_method`; the larger the better.
@@ -379,7 +359,7 @@ class DCGMMEstimator(
 
     @property
     def _n_features_out(self) -> Any:
-        return self._network.top.n_components
+        return self._network.n_clusters
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

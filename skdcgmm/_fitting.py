@@ -14,6 +14,7 @@ from torch import Tensor
 from skdcgmm import _build, _presets
 from skdcgmm._composition import check_layers, name_layers
 from skdcgmm._gaussian import exact_products
+from skdcgmm._merging import merge
 from skdcgmm._network import Network
 from skdcgmm._training import OBJECTIVES, HistoryRow, train
 from skdcgmm._validation import Images, make_generator
@@ -26,8 +27,10 @@ _INTERNAL_VARIANCE = 0.1
 # plain feature.
 _IMAGE_REG_COVAR, _FEATURE_REG_COVAR = 0.5, 1e-6
 # Least number of passes over the data, and usual number of images that a stack starts from.
-_MIN_EPOCHS = 5
+_MIN_EPOCHS = 3
 _N_SEEDS = 256
+# Number of images by which components are merged.
+_N_MERGING = 10_000
 
 
 class Settings(NamedTuple):
@@ -53,7 +56,8 @@ def build_stack(
         If they ask for no possible stack, or for more components than the images can feed.
     """
     joint = objective == "joint"
-    if isinstance(layers, str) and layers == "auto":
+    auto = isinstance(layers, str) and layers == "auto"
+    if auto:
         choose = _presets.auto if joint else _presets.auto_layerwise
         named = name_layers(choose(images.shape, len(images)))
     elif isinstance(layers, str):
@@ -61,13 +65,21 @@ def build_stack(
     else:
         named = [(name, clone(spec)) for name, spec in check_layers(layers, reserved)]
     top = named[-1][1]
+    # Few components of a deep stack of our choice would tell little apart: merge many.
+    n_merged = None
     if n_components is not None and isinstance(top, ConvGMM):
-        top.set_params(n_components=n_components)
+        if auto and joint and len(named) > 1 and n_components < top.n_components:
+            n_merged = n_components
+        else:
+            top.set_params(n_components=n_components)
     # First without memory: a component too many may be a million too many.
     with torch.device("meta"):
         _check_components(_build.build(named, images.shape, joint=joint), images, n_components)
     with torch.device("cpu"):
-        return _build.build(named, images.shape, joint=joint)
+        network = _build.build(named, images.shape, joint=joint)
+    if n_merged is not None:
+        network.n_clusters = n_merged
+    return network
 
 
 def _check_components(network: Network, images: Images, n_components: int | None) -> None:
@@ -134,6 +146,23 @@ def initialise(
         network.initialise(images.tensor(seeds, network.scale), make_generator(rng))
 
 
+def merge_components(
+    network: Network,
+    images: Images,
+    weight: NDArray[np.floating[Any]] | None,
+    rng: np.random.RandomState,
+) -> None:
+    """Merge the top components, by some of the images, if clusters are to be fewer."""
+    if network.n_clusters == network.top.n_components:
+        return
+    index = rng.permutation(len(images))[:_N_MERGING]
+    scores = images.take(index).map(
+        lambda x: network.scores(x), network.scale, network.numbers_per_image
+    )
+    clusters = merge(scores, network.n_clusters, None if weight is None else weight[index])
+    network.clusters = torch.from_numpy(clusters).to(network.clusters)
+
+
 class Result(NamedTuple):
     """What training leaves besides the network."""
 
@@ -173,7 +202,7 @@ def train_network(
     n_batches = -(-len(kept) // batch_size)
     max_epochs = settings.max_epochs
     if max_epochs is None:
-        max_epochs = max(_MIN_EPOCHS, -(-defaults.n_steps // n_batches))
+        max_epochs = max(_MIN_EPOCHS, round(defaults.n_steps / n_batches))
     training = defaults.objective(
         network,
         defaults.n_steps if stream else n_batches * max_epochs,

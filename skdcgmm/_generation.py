@@ -21,14 +21,14 @@ _FASTER, _SLOWER = 1.5, 0.3
 def sample(
     network: Network, n_samples: int, cluster: int | None, generation: Generation, batch_size: int
 ) -> tuple[Tensor, Tensor]:
-    """Draw images and the top components they came from.
+    """Draw images and the clusters they came from.
 
     Parameters
     ----------
     network : Network
     n_samples : int
     cluster : int or None
-        The top component; None draws it from the mixture weights.
+        That of all images; None draws top components by the mixture weights.
     generation : Generation
     batch_size : int
         Number of images to draw at a time.
@@ -36,15 +36,15 @@ def sample(
     Returns
     -------
     images : Tensor of shape (n_samples, C, H, W), on the CPU
-    components : Tensor of shape (n_samples,), on the CPU
+    clusters : Tensor of shape (n_samples,), on the CPU
     """
-    weights = network.top.log_weights.exp().flatten()  # (K,)
-    if cluster is None:
-        components = _categorical.sample(weights.expand(n_samples, -1), generation.generator)
-    else:
-        components = torch.full((n_samples,), cluster, device=weights.device)
+    weights = network.top.log_weights.flatten()  # (K,)
+    if cluster is not None:
+        weights = weights.masked_fill(network.clusters != cluster, -torch.inf)
+    weights = weights.softmax(0)
+    components = _categorical.sample(weights.expand(n_samples, -1), generation.generator)
     images = [network.down(part, generation).cpu() for part in torch.split(components, batch_size)]
-    return torch.cat(images), components.cpu()
+    return torch.cat(images), network.clusters[components].cpu()
 
 
 def sharpen(

@@ -25,8 +25,6 @@ _DEEP_TEMPERATURE = 0.1
 class GenerativeDCGMM(BaseDCGMM):
     """Draws from the fitted stack, and their sharpening."""
 
-    random_state: int | np.random.RandomState | None
-
     def sample(
         self,
         n_samples: int = 1,
@@ -49,7 +47,7 @@ class GenerativeDCGMM(BaseDCGMM):
         ----------
         n_samples : int, default=1
         cluster : int, default=None
-            The top component of all images; None draws it.
+            The cluster of all images; None draws from all by their weights.
         temperature : float, default=None
             Factor of all Gaussian variances: 1 draws from the Gaussians as fitted, 0 takes their
             means, for pictures. None is 1 for a joint stack or a flat mixture, whose draws are then
@@ -68,12 +66,12 @@ class GenerativeDCGMM(BaseDCGMM):
         images : ndarray of shape (n_samples, ...)
             In the shape of the rows of X in `fit`.
         labels : ndarray of shape (n_samples,)
-            The top components.
+            The clusters.
         """
         check_is_fitted(self)
         network = self._network_in_place()
         check_number("n_samples", n_samples, low=1, integer=True)
-        n_clusters = network.top.n_components
+        n_clusters = network.n_clusters
         check_number("cluster", cluster, low=0, high=n_clusters, integer=True, optional="drawn")
         check_number("temperature", temperature, low=0, optional="by the stack")
         check_number("top_s", top_s, low=1, integer=True, optional="by objective")

@@ -14,7 +14,7 @@ from skdcgmm._tree import JointNetwork
 
 # Defaults. The rate is relative to inputs of variance 0.1, and to logits.
 LEARNING_RATE = 0.05
-N_STEPS = 1200
+N_STEPS = 1000
 BATCH_SIZE = 250
 
 _BETAS = (0.9, 0.99)

@@ -34,6 +34,10 @@ class Network(nn.Module):
         Images enter the layers as (x - shift) / scale.
     coverage : Tensor of shape (H, W)
         Windows of the first layer that see each pixel.
+    n_clusters : int
+        Clusters; as many as top components, or fewer if those are to be merged.
+    clusters : Tensor of shape (K,)
+        The cluster of each top component.
     """
 
     # Whether the likelihoods of all layers, and not only of the first, are densities of pixels.
@@ -41,6 +45,7 @@ class Network(nn.Module):
     shift: Tensor
     scale: Tensor
     coverage: Tensor
+    clusters: Tensor
 
     def __init__(self, layers: Sequence[tuple[str, Layer]]) -> None:
         super().__init__()
@@ -51,6 +56,8 @@ class Network(nn.Module):
         first = layers[0][1]
         coverage = _windows.coverage(first.input_shape[1:], first.kernel, first.stride)
         self.register_buffer("coverage", coverage)
+        self.n_clusters = layers[-1][1].output_shape[0]
+        self.register_buffer("clusters", torch.arange(self.n_clusters))
 
     @property
     def image_shape(self) -> Shape:
@@ -69,7 +76,7 @@ class Network(nn.Module):
 
     @property
     def top(self) -> MixtureLayer:
-        """The last layer, whose components are the clusters."""
+        """The last layer, whose components are the clusters, or are merged into them."""
         return list(self.mixtures.values())[-1]
 
     @property
@@ -120,6 +127,12 @@ class Network(nn.Module):
         """Log of weight times density of the top components, (N, K)."""
         log_prob = next(log_prob for _, layer, log_prob in self.climb(x) if layer is self.top)
         return (log_prob + self.top.log_weights).flatten(1)
+
+    def cluster_probabilities(self, x: Tensor) -> Tensor:
+        """Posterior of the clusters: the responsibilities of their components, (N, n_clusters)."""
+        posterior = self.scores(x).softmax(1)  # (N, K)
+        by_cluster = posterior.new_zeros(len(posterior), self.n_clusters)
+        return by_cluster.index_add_(1, self.clusters, posterior)
 
     def layer_log_prob(self, x: Tensor, name: str) -> Tensor:
         """Log-likelihood of a mixture layer, averaged over its windows, in units of the images.

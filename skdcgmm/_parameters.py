@@ -149,6 +149,12 @@ class FittedParametersMixin:
         self._write("precisions_", inverses, covariances, set_covariances)
 
     @property
+    def clusters_(self) -> NDArray[np.integer[Any]]:
+        """The cluster of each top component."""
+        check_is_fitted(self)
+        return self._network.clusters.cpu().numpy()
+
+    @property
     def n_parameters_(self) -> int:
         """Number of free parameters."""
         check_is_fitted(self)

@@ -57,7 +57,8 @@ def auto(image_shape: Shape, n_samples: int) -> list[LayerSpec]:
     """A stack of one density for images of this shape; a flat mixture for plain features.
 
     Tiles of four pixels, then windows of two by two until few are left, then the top. Fewer
-    components where they would see less than 15 images on average.
+    components where they would see less than 15 images on average. The wider a window, the more
+    there is to tell apart: the upper layers have the more components.
     """
     size: Size = image_shape[1:]
     n_clusters = max(1, n_samples // 15)
@@ -66,13 +67,14 @@ def auto(image_shape: Shape, n_samples: int) -> list[LayerSpec]:
     tile = (min(4, size[0]), min(4, size[1]))
     if tile == size:
         return [ConvGMM(min(100, n_clusters))]
-    layers: list[LayerSpec] = [ConvGMM(min(200, n_clusters), tile, shared=False)]
+    layers: list[LayerSpec] = [ConvGMM(min(100, n_clusters), tile, shared=False)]
     size = grid_size(size, tile, tile)
     while max(size) > 2:
         kernel = (min(2, size[0]), min(2, size[1]))
-        layers.append(ConvGMM(min(100, n_clusters), kernel, shared=False))
         size = grid_size(size, kernel, kernel)
-    return [*layers, ConvGMM(min(100, n_clusters))]
+        n_parts = 100 if max(size) > 2 else 200
+        layers.append(ConvGMM(min(n_parts, n_clusters), kernel, shared=False))
+    return [*layers, ConvGMM(min(400, n_clusters))]
 
 
 def auto_layerwise(image_shape: Shape, n_samples: int) -> list[LayerSpec]:

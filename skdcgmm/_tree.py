@@ -59,13 +59,19 @@ class JointNetwork(Network):
     @torch.no_grad()
     def log_weights(self) -> dict[str, Tensor]:
         """Log marginal probability of the components at each position, (K, rows, columns)."""
-        weights = self.top.log_weights.exp()  # (K, 1, 1)
+        weights = self._weights_below(self.top.log_weights.exp()[None])
+        return {name: of_layer[0].log() for name, of_layer in weights.items()}
+
+    def _weights_below(self, weights: Tensor) -> dict[str, Tensor]:
+        """Weights of the components of each layer, (N, K, rows, columns), given those of the top.
+
+        From the image upwards, the given ones last.
+        """
         by_name = {}
         for name, layer in reversed(self.mixtures.items()):
-            by_name[name] = weights.log()
+            by_name[name] = weights
             if isinstance(layer.emission, CategoricalEmission):
-                size = self._size_below(layer)
-                weights = layer.emission.weights_below(weights, size)  # (J, H, W)
+                weights = layer.emission.weights_below(weights, self._size_below(layer))
         return dict(reversed(by_name.items()))
 
     def log_prob(self, x: Tensor, temperature: float = 1.0) -> Tensor:
@@ -96,6 +102,43 @@ class JointNetwork(Network):
         (name, _, windows), *_, (_, top, whole) = self.climb(x)
         independent = (windows + self.log_weights()[name]).logsumexp(1).sum((1, 2))  # (N,)
         return (whole + top.log_weights).flatten(1).logsumexp(1) - independent
+
+    def statistics(self, x: Tensor) -> Tensor:
+        """Numbers by which outliers stand out, in nats at the scale of the layers.
+
+        For each layer below the top six: sums over its windows of their log density alone, of that
+        given the posterior of the top components, of its mean over what that predicts, and of the
+        log density under the best component; then the root mean square and the maximum of the best
+        less the predicted. At the end the log density of the image.
+
+        Parameters
+        ----------
+        x : Tensor of shape (N, C, H, W)
+
+        Returns
+        -------
+        Tensor of shape (N, 6 * (L - 1) + 1)
+        """
+        log_weights = self.log_weights()
+        climbed = list(self.climb(x))
+        _, top, whole = climbed.pop()
+        evidence = whole + top.log_weights  # (N, K, 1, 1)
+        expected = self._weights_below(evidence.softmax(1))
+        columns = []
+        for name, _, log_prob in climbed:
+            weights = expected[name]  # (N, K, rows, columns)
+            best = log_prob.amax(1)  # (N, rows, columns)
+            predicted = (log_prob + weights.log()).logsumexp(1)  # (N, rows, columns)
+            shortfall = best - predicted
+            columns += [
+                (log_prob + log_weights[name]).logsumexp(1).sum((1, 2)),
+                predicted.sum((1, 2)),
+                (log_prob * weights).sum((1, 2, 3)),
+                best.sum((1, 2)),
+                shortfall.square().mean((1, 2)).sqrt(),
+                shortfall.amax((1, 2)),
+            ]  # each (N,)
+        return torch.stack([*columns, evidence.flatten(1).logsumexp(1)], 1)
 
     def responsibilities(self, x: Tensor) -> Tensor:
         """Posterior of the first layer's components at each position, (N, K, rows, columns)."""

@@ -53,6 +53,10 @@ class Images:
         """The type to compute in: double precision for rows in double precision."""
         return torch.float64 if self.rows.dtype == np.float64 else torch.float32
 
+    def take(self, index: NDArray[Any]) -> Images:
+        """Some of the images."""
+        return replace(self, rows=self.rows[index])
+
     def tensor(self, index: slice | NDArray[np.integer[Any]], like: Tensor) -> Tensor:
         """Some images (N, C, H, W), copied, with the dtype and device of `like`."""
         channels, height, width = self.shape
@@ -210,7 +214,7 @@ def check_weights(sample_weight: Any, images: Images) -> tuple[Images, FloatArra
     kept = weight > 0
     weight = weight[kept] / weight.max()  # in two steps: the sum might overflow
     scaled: FloatArray = weight / weight.mean()
-    seen = images if kept.all() else replace(images, rows=images.rows[kept])
+    seen = images if kept.all() else images.take(kept)
     return seen, None if np.ptp(weight) == 0 else scaled
 
 
@@ -260,6 +264,7 @@ def check_number(
     high: float = float("inf"),
     integer: bool = False,
     open_low: bool = False,
+    closed_high: bool = False,
     optional: str = "",
 ) -> None:
     """Check that a parameter is a number in its range; `optional` says what None means.
@@ -272,12 +277,17 @@ def check_number(
     if value is None and optional:
         return
     kind = "an integer" if integer else "a number"
-    bounds = f"{'>' if open_low else '>='} {low}" + (f" and < {high}" if high < np.inf else "")
+    bounds = f"{'>' if open_low else '>='} {low}" + (
+        f" and {'<=' if closed_high else '<'} {high}" if high < np.inf else ""
+    )
     expected = f"{name} must be {kind} {bounds}" + (f", or None ({optional})" if optional else "")
     types = (int, np.integer) if integer else (int, float, np.integer, np.floating)
     if isinstance(value, bool) or not isinstance(value, types):
         raise TypeError(f"{expected}; got {value!r}.")
-    if not (low < value if open_low else low <= value) or not value < high:
+    inside = (low < value if open_low else low <= value) and (
+        value <= high if closed_high else value < high
+    )
+    if not inside:
         raise ValueError(f"{expected}; got {value!r}.")
 
 

@@ -57,7 +57,7 @@ def test_auto_stacks_for_images_are_deep_and_end_in_one_position(image_shape):
     assert found[-1] == (49, 1, 1)
     found = shapes(_presets.auto(image_shape, 10_000), image_shape, joint=True)
     assert len(found) >= 2
-    assert found[-1] == (100, 1, 1)
+    assert found[-1] == (400, 1, 1)
 
 
 @pytest.mark.parametrize("auto", [_presets.auto, _presets.auto_layerwise])

@@ -1,6 +1,6 @@
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from skdcgmm import ConvGMM, DCGMMEstimator
+from skdcgmm import ConvGMM, DCGMMEstimator, DCGMMOutlierDetector
 
 NO_DENSITY = "score is a mean log density, which a layer-wise stack of several layers has not"
 RANDOM_BATCHES = "weights change which images a batch and the start hold, and so the local optimum"
@@ -16,7 +16,14 @@ def layerwise():
     return joint().set_params(objective="layerwise", score_method="layer")
 
 
+def deep_detector():
+    layers = [ConvGMM(4, shared=False), ConvGMM(3)]
+    return DCGMMOutlierDetector(layers=layers, max_epochs=30)
+
+
 def expected_failures(estimator):
+    if isinstance(estimator, DCGMMOutlierDetector):
+        return {}
     if estimator.layers == "auto":
         return {}
     failures = {"check_sample_weight_equivalence_on_dense_data": RANDOM_BATCHES}
@@ -29,7 +36,8 @@ def expected_failures(estimator):
 
 
 @parametrize_with_checks(
-    [DCGMMEstimator(), joint(), layerwise()], expected_failed_checks=expected_failures
+    [DCGMMEstimator(), joint(), layerwise(), DCGMMOutlierDetector(), deep_detector()],
+    expected_failed_checks=expected_failures,
 )
 def test_scikit_learn_checks(estimator, check):
     check(estimator)

@@ -102,9 +102,9 @@ class CategoricalEmission(Emission):
 
     @torch.no_grad()
     def weights_below(self, weights: Tensor, size: Size) -> Tensor:
-        """Marginal weights (J, H, W) of the cells below, given those of the windows."""
-        by_cell = self._by_cell(weights[None], size)[0]  # (K, H, W)
-        return torch.einsum("khw,hwkj->jhw", by_cell, self.tables(size))
+        """Weights (N, J, H, W) of the cells below, given those of the windows."""
+        by_cell = self._by_cell(weights, size)  # (N, K, H, W)
+        return torch.einsum("nkhw,hwkj->njhw", by_cell, self.tables(size))
 
     def sample(
         self,

@@ -1,0 +1,236 @@
+"""`DCGMMOutlierDetector`: the stack as a scikit-learn outlier detector."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.base import OutlierMixin
+from sklearn.utils import Tags, check_random_state
+from sklearn.utils.validation import check_is_fitted
+
+from skdcgmm._base import SCORE_METHODS, BaseDCGMM
+from skdcgmm._outliers import CALIBRATIONS, Calibration
+from skdcgmm._tree import JointNetwork
+from skdcgmm._validation import FloatArray, Images, answer, check_number
+
+
+class DCGMMOutlierDetector(OutlierMixin, BaseDCGMM):
+    """Outlier detection by a deep convolutional Gaussian mixture model.
+
+    The density of a deep stack alone is a poor detector: a simple image, whatever it shows, is
+    likelier than an intricate one. The default score asks instead, in every layer, whether the
+    parts of an image are those that its cluster expects, and whether they fit together.
+
+    Parameters
+    ----------
+    contamination : float, default=0.1
+        Share of outliers in the training images, in (0, 0.5]: the share that `predict` calls so.
+    layers, image_shape, objective
+        The stack, as for `DCGMMEstimator`.
+    score_method : str, default="auto"
+        What `score_samples` returns.
+
+        - "surprise": how far the windows of each layer fall short of their best component, given
+          the cluster of the image, and how much likelier they are together than alone; added up
+          over the layers, each in standard deviations of the training images.
+        - "typicality": the log density of such figures under a mixture of those of the training
+          images: whether they are usual, be they high or low. For images of many textures.
+        - "density", "contrast", "layer": as for `DCGMMEstimator`.
+        - "auto": "surprise" if the stack is one density of several layers, "density" if it is a
+          flat mixture, "layer" if it is layer-wise.
+    score_layer, reg_covar, max_epochs, batch_size, learning_rate
+        As for `DCGMMEstimator`.
+    tol, n_iter_no_change, validation_fraction, warm_start, device, random_state, verbose
+        As for `DCGMMEstimator`.
+
+    Attributes
+    ----------
+    offset_ : float
+        Score below which an image is an outlier.
+    weights_, means_, covariances_, precisions_, n_parameters_, image_shape_
+        As of `DCGMMEstimator`.
+    history_, n_iter_, converged_, n_features_in_, feature_names_in_
+        As of `DCGMMEstimator`.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from skdcgmm import DCGMMOutlierDetector
+    >>> X, y = load_digits(return_X_y=True)
+    >>> detector = DCGMMOutlierDetector(image_shape=(8, 8), max_epochs=20, random_state=0)
+    >>> float((detector.fit_predict(X) == -1).mean())
+    0.1
+    """
+
+    n_components: int | None = None
+    _score_methods = ("auto", *CALIBRATIONS, *SCORE_METHODS)
+
+    def __init__(
+        self,
+        *,
+        contamination: float = 0.1,
+        layers: Any = "auto",
+        image_shape: tuple[int, ...] | None = None,
+        objective: str = "joint",
+        score_method: str = "auto",
+        score_layer: int | str = -1,
+        reg_covar: float | None = None,
+        max_epochs: int | None = None,
+        batch_size: int | None = None,
+        learning_rate: float | None = None,
+        tol: float = 1e-3,
+        n_iter_no_change: int = 5,
+        validation_fraction: float | None = None,
+        warm_start: bool = False,
+        device: str | torch.device = "auto",
+        random_state: int | np.random.RandomState | None = None,
+        verbose: int = 0,
+    ) -> None:
+        self.contamination = contamination
+        self.layers = layers
+        self.image_shape = image_shape
+        self.objective = objective
+        self.score_method = score_method
+        self.score_layer = score_layer
+        self.reg_covar = reg_covar
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.tol = tol
+        self.n_iter_no_change = n_iter_no_change
+        self.validation_fraction = validation_fraction
+        self.warm_start = warm_start
+        self.device = device
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def fit(self, X: Any, y: Any = None) -> Self:
+        """Train the stack, and learn how its training images score.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features), (n_samples, height, width) or \
+(n_samples, height, width, channels), or Tensor
+            As for `DCGMMEstimator`. Outliers among them, if few, do little harm.
+        y : Ignored
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError, TypeError
+            If a parameter or X does not fit; the message names it and what would. An earlier fit
+            stays as it is.
+        """
+        with self._unchanged_on_failure():
+            self._fit(X, None)
+            self.calibrate(X)
+        return self
+
+    def calibrate(self, X: Any, score_method: str | None = None) -> Self:
+        """Learn anew how normal images score, without training the stack again.
+
+        Parameters
+        ----------
+        X : array-like or Tensor, as in `fit`
+            Normal images, or with a share `contamination` of outliers.
+        score_method : str, default=None
+            The score from now on; None is the parameter of that name.
+
+        Returns
+        -------
+        self
+        """
+        with self._unchanged_on_failure():
+            if score_method is not None:
+                self.score_method = score_method
+            self._check_parameters()
+            images = self._check_fitted_images(X)
+            self._method = self._resolved_method()
+            self._calibration = None
+            if self._method in CALIBRATIONS:
+                calibration: Calibration = CALIBRATIONS[self._method]()
+                rng = check_random_state(self.random_state)
+                self._calibration = calibration.fit(self._statistics(images), rng)
+            self.offset_ = float(np.quantile(self._scores(images), self.contamination))
+        return self
+
+    def score_samples(self, X: Any) -> Any:
+        """Score of each image by the `score_method` of `fit`; the lower, the more abnormal.
+
+        Parameters
+        ----------
+        X : array-like or Tensor, as in `fit`
+
+        Returns
+        -------
+        ndarray or Tensor of shape (n_samples,)
+        """
+        return answer(X, self._scores(self._check_fitted_images(X)))
+
+    def decision_function(self, X: Any) -> Any:
+        """Score of each image less `offset_`: negative for outliers.
+
+        Parameters
+        ----------
+        X : array-like or Tensor, as in `fit`
+
+        Returns
+        -------
+        ndarray or Tensor of shape (n_samples,)
+        """
+        check_is_fitted(self)
+        return self.score_samples(X) - self.offset_
+
+    def predict(self, X: Any) -> Any:
+        """Whether each image is an outlier.
+
+        Parameters
+        ----------
+        X : array-like or Tensor, as in `fit`
+
+        Returns
+        -------
+        ndarray or Tensor of shape (n_samples,)
+            -1 for outliers, 1 for the others.
+        """
+        scores = self._scores(self._check_fitted_images(X))
+        labels: NDArray[np.int64] = np.where(scores < self.offset_, -1, 1)
+        return answer(X, labels)
+
+    def _check_parameters(self) -> None:
+        super()._check_parameters()
+        check_number(
+            "contamination", self.contamination, low=0, high=0.5, open_low=True, closed_high=True
+        )
+
+    def _resolved_method(self) -> str:
+        """The score method that "auto" stands for; an error if the stack does not have the one."""
+        if self.score_method != "auto":
+            if self.score_method in CALIBRATIONS:
+                self._check_deep(f"score_method={self.score_method!r}")
+            return self.score_method
+        if not isinstance(self._network, JointNetwork):
+            return "layer"
+        return "surprise" if len(self._network.mixtures) > 1 else "density"
+
+    def _statistics(self, images: Images) -> FloatArray:
+        purpose = f"score_method={self._method!r}"
+        values = self._map_joint(images, purpose, lambda network, x: network.statistics(x))
+        return values.astype(np.float64)
+
+    def _scores(self, images: Images) -> FloatArray:
+        if self._calibration is None:
+            return self._score_images(images, self._method)
+        scores = self._calibration.score(self._statistics(images))
+        return scores.astype(np.float64 if images.rows.dtype == np.float64 else np.float32)
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        return tags

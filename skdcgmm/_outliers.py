@@ -1,0 +1,89 @@
+"""Outlier scores that compare how an image scores by layer with how training images did."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.decomposition import PCA
+from sklearn.mixture import GaussianMixture
+
+FloatArray = NDArray[np.floating[Any]]
+
+# Spread of a term that is rounding, relative to the log densities it is a difference of.
+_NEGLIGIBLE = 1e-6
+# Of the mixture of `Typicality`.
+_N_COMPONENTS = 30
+# Added to the variances of its statistics, which are scaled to 1.
+_REG_COVAR = 0.01
+
+
+class Calibration(Protocol):
+    """A score of images by the statistics of `JointNetwork.statistics`."""
+
+    def fit(self, statistics: FloatArray, rng: np.random.RandomState) -> Self:
+        """Learn how training images score."""
+
+    def score(self, statistics: FloatArray) -> FloatArray:
+        """Score of each image; the larger, the more normal."""
+
+
+class Surprise:
+    """How well the parts of an image fit its cluster and each other, in every layer.
+
+    For each layer below the top: how far its windows fall short of their best component, given the
+    image's cluster; and how much likelier they are together, in the windows of the layer above,
+    than alone. Each in standard deviations of the training images.
+    """
+
+    def fit(self, statistics: FloatArray, rng: np.random.RandomState) -> Self:
+        """Learn means and standard deviations."""
+        terms = self._terms(statistics)
+        spread = terms.std(0)
+        self._mean = terms.mean(0)
+        # Terms that the stack leaves no room to differ would only add rounding errors.
+        self._scale = np.where(spread > _NEGLIGIBLE * np.abs(statistics).max(), spread, np.inf)
+        return self
+
+    def score(self, statistics: FloatArray) -> FloatArray:
+        """Sum of the terms."""
+        total: FloatArray = ((self._terms(statistics) - self._mean) / self._scale).sum(1)
+        return total
+
+    @staticmethod
+    def _terms(statistics: FloatArray) -> FloatArray:
+        by_layer = statistics[:, :-1].reshape(len(statistics), -1, 6)
+        log_prob = np.column_stack([by_layer[:, :, 0], statistics[:, -1]])
+        return np.hstack([-by_layer[:, :, 4], np.diff(log_prob, axis=1)])
+
+
+class Typicality:
+    """How usual the statistics of an image are, whether they are high or low.
+
+    The log density of all statistics under a Gaussian mixture of those of the training images.
+
+    References
+    ----------
+    W. Morningstar et al.: Density of states estimation for out-of-distribution detection. AISTATS
+    2021, which does so with the statistics of other models.
+    """
+
+    def fit(self, statistics: FloatArray, rng: np.random.RandomState) -> Self:
+        """Learn the mixture."""
+        n_components = max(1, min(_N_COMPONENTS, len(statistics) // 100))
+        self._whiten = PCA(whiten=True, random_state=rng)
+        self._mixture = GaussianMixture(n_components, reg_covar=_REG_COVAR, random_state=rng)
+        self._mixture.fit(self._whiten.fit_transform(statistics))
+        return self
+
+    def score(self, statistics: FloatArray) -> FloatArray:
+        """Log density of the whitened statistics."""
+        log_prob: FloatArray = self._mixture.score_samples(self._whiten.transform(statistics))
+        return log_prob
+
+
+CALIBRATIONS: dict[str, type[Surprise] | type[Typicality]] = {
+    "surprise": Surprise,
+    "typicality": Typicality,
+}

@@ -1,0 +1,140 @@
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.base import clone
+from sklearn.metrics import normalized_mutual_info_score
+
+from skdcgmm import ConvGMM, DCGMMEstimator
+from skdcgmm._merging import merge
+
+
+def groups(rng, n_groups=4, distance=20.0):
+    """Scores of images from groups of three components, each 1 apart from the next."""
+    centres = (distance * np.arange(n_groups)[:, None] + [-1.0, 0.0, 1.0]).ravel()
+    x = rng.choice(centres, 500) + rng.normal(size=500)
+    return -0.5 * (x[:, None] - centres) ** 2
+
+
+def same_partition(a, b):
+    return (np.equal.outer(a, a) == np.equal.outer(b, b)).all()
+
+
+@pytest.mark.parametrize("sharpness", [1.0, 1e3, 1e6])
+def test_components_that_overlap_merge(rng, sharpness):
+    scores = sharpness * groups(rng)
+    assert same_partition(merge(scores, 4), np.repeat(np.arange(4), 3))
+
+
+@given(st.integers(1, 12), st.permutations(range(12)), st.integers(0, 10))
+def test_merging_follows_components_and_images(n_clusters, order, seed):
+    rng = np.random.default_rng(seed)
+    scores = groups(rng)
+    labels = merge(scores, n_clusters)
+    assert sorted(set(labels)) == list(range(n_clusters))
+    assert same_partition(merge(scores[:, order], n_clusters), labels[order])
+    shifted = scores + rng.normal(size=(500, 1))  # what all components share says nothing
+    assert same_partition(merge(shifted, n_clusters), labels)
+
+
+def test_first_merger_is_the_pair_of_largest_overlap(rng):
+    scores = rng.normal(size=(200, 5))
+    posterior = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+    ratio = {
+        (i, j): (posterior[:, i] * posterior[:, j]).mean()
+        / (posterior[:, i].mean() * posterior[:, j].mean())
+        for i, j in itertools.combinations(range(5), 2)
+    }
+    i, j = max(ratio, key=ratio.get)
+    labels = merge(scores, 4)
+    assert labels[i] == labels[j]
+    assert len(set(labels)) == 4
+
+
+def test_weights_are_repetitions(rng):
+    scores = groups(rng)[:60]
+    weight = rng.integers(1, 4, 60)
+    for n_clusters in (2, 5):
+        repeated = merge(np.repeat(scores, weight, 0), n_clusters)
+        assert same_partition(merge(scores, n_clusters, weight.astype(float)), repeated)
+
+
+def test_empty_components_join_others(rng):
+    scores = groups(rng)
+    scores = np.column_stack([scores, scores[:, 0] - 300, scores[:, 11] - 1e4])
+    labels = merge(scores, 4)
+    assert same_partition(labels[:12], np.repeat(np.arange(4), 3))
+    assert labels[12] == labels[0]
+    assert sorted(set(labels)) == [0, 1, 2, 3]
+
+
+def test_large_clusters_come_first(rng):
+    scores = groups(rng)
+    labels = merge(scores, 3)
+    assert (np.diff(np.bincount(labels[scores.argmax(1)])) <= 0).all()
+
+
+@pytest.fixture(scope="module")
+def merged(digits):
+    return DCGMMEstimator(10, image_shape=(8, 8), max_epochs=15, random_state=0).fit(digits[0])
+
+
+def test_clusters_share_the_density_of_all_components(merged, digits):
+    X = digits[0]
+    full = clone(merged).set_params(n_components=None).fit(X)
+    assert len(full.clusters_) > 10
+    np.testing.assert_array_equal(merged.score_samples(X), full.score_samples(X))
+    by_component = full.predict_proba(X)
+    by_cluster = np.stack([by_component[:, merged.clusters_ == c].sum(1) for c in range(10)], 1)
+    np.testing.assert_allclose(merged.predict_proba(X), by_cluster, atol=1e-6)
+    assert same_partition(full.clusters_, np.arange(len(full.clusters_)))
+
+
+def test_clusters_are_the_labels(merged, digits):
+    X = digits[0]
+    np.testing.assert_array_equal(merged.labels_, merged.predict(X))
+    np.testing.assert_array_equal(merged.labels_, merged.predict_proba(X).argmax(1))
+    assert set(merged.labels_) <= set(range(10))
+    assert merged.transform(X).shape == (len(X), 10)
+    assert len(merged.get_feature_names_out()) == 10
+
+
+def test_draws_come_from_the_clusters(merged):
+    images, labels = merged.sample(2000, random_state=0)
+    weights = merged.weights_["convgmm2"]
+    expected = np.array([weights[merged.clusters_ == c].sum() for c in range(10)])
+    found = np.bincount(labels, minlength=10) / 2000
+    assert (np.abs(found - expected) < 5 * np.sqrt(expected * (1 - expected) / 2000) + 1e-3).all()
+    assert (merged.predict(images) == labels).mean() > 0.8
+    images, labels = merged.sample(200, cluster=3, random_state=0)
+    assert set(labels) == {3}
+    assert (merged.predict(images) == 3).mean() > 0.8
+    with pytest.raises(ValueError, match="cluster must be an integer >= 0 and < 10"):
+        merged.sample(cluster=10)
+
+
+def test_merged_clusters_find_more_than_as_many_components(merged, digits):
+    X, y = digits
+    n_parts = merged.weights_["convgmm1"].shape[-1]
+    layers = [ConvGMM(n_parts, 4, shared=False), ConvGMM(10)]
+    few = clone(merged).set_params(layers=layers).fit(X)
+    assert len(few.clusters_) == 10
+    scores = [normalized_mutual_info_score(y, est.labels_) for est in (merged, few)]
+    assert scores[0] > scores[1]
+
+
+def test_warm_start_takes_another_number_of_clusters(merged, digits):
+    X = digits[0]
+    est = clone(merged).set_params(max_epochs=1, warm_start=True).fit(X)
+    est.set_params(n_components=7).fit(X)
+    assert set(est.clusters_) == set(range(7))
+    assert est.sample(3)[0].shape == (3, 64)
+
+
+def test_partial_fit_merges(digits):
+    est = DCGMMEstimator(5, image_shape=(8, 8), random_state=0)
+    for part in np.array_split(digits[0], 3):
+        est.partial_fit(part)
+    assert set(est.clusters_) == set(range(5))

@@ -12,7 +12,7 @@ extensions = [
     "sphinx.ext.mathjax",
     "numpydoc",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "benchmarks"]
 numpydoc_show_class_members = False
 html_theme = "pydata_sphinx_theme"
 html_title = "skdcgmm"

@@ -17,7 +17,7 @@ from sklearn.metrics import (
 from sklearn.mixture import GaussianMixture
 from sklearn.utils import Bunch
 
-from skdcgmm import DCGMMEstimator
+from skdcgmm import DCGMMEstimator, DCGMMOutlierDetector
 from skdcgmm.datasets import load_images
 from skdcgmm.plotting import plot_images
 
@@ -37,42 +37,50 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
 
     data = load_images(options.data, data_home=options.data_home)
-    makers: dict[str, Callable[[int], Any]] = {
-        "GaussianMixture (flat)": lambda n: GaussianMixture(
-            n, covariance_type="diag", reg_covar=_REG_COVAR, random_state=options.seed
-        ),
-        "DCGMMEstimator (deep)": lambda n: DCGMMEstimator(
-            n, image_shape=data.image_shape, reg_covar=_REG_COVAR, random_state=options.seed
+    seed = options.seed
+
+    def flat(n_components: int) -> GaussianMixture:
+        return GaussianMixture(
+            n_components, covariance_type="diag", reg_covar=_REG_COVAR, random_state=seed
+        )
+
+    parameters = {"image_shape": data.image_shape, "reg_covar": _REG_COVAR, "random_state": seed}
+    makers: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
+        "GaussianMixture (flat)": (lambda: flat(10), lambda: flat(49)),
+        "DCGMMEstimator (deep)": (
+            lambda: DCGMMEstimator(10, **parameters),
+            lambda: DCGMMOutlierDetector(**parameters),
         ),
     }
     print(
         f"{options.data}: {len(data.X_train)} training and {len(data.X_test)} test images. "
-        f"Clusters: 10; outliers: class {options.left_out}, left out of training, 49 components.\n"
+        f"Clusters: 10; outliers: class {options.left_out}, left out of training.\n"
     )
     print(f"{'':24}{'fit s':>8}{'NMI':>8}{'ARI':>8}{'outlier AUC':>13}{'ms a sample':>13}")
     models = {}
-    for name, make in makers.items():
-        models[name], figures = _measure(make, data, options.left_out)
+    for name, (clusterer, detector) in makers.items():
+        models[name], figures = _measure(clusterer(), detector(), data, options.left_out)
         fit_time, nmi, ari, auc, sample_time = figures
         print(f"{name:24}{fit_time:8.1f}{nmi:8.3f}{ari:8.3f}{auc:13.3f}{sample_time:13.3f}")
-    _draw(models, data, options.output, options.seed)
+    # Ten components would draw blurs: for the picture, as many as find outliers.
+    _draw(flat(49).fit(data.X_train), models["DCGMMEstimator (deep)"], data, options.output, seed)
     print(f"\nPicture: {options.output}")
 
 
 def _measure(
-    make: Callable[[int], Any], data: Bunch, left_out: int
+    clusterer: Any, detector: Any, data: Bunch, left_out: int
 ) -> tuple[Any, tuple[float, float, float, float, float]]:
-    """Fit a model for outliers and one for clusters; the former and the figures."""
+    """Fit a model for clusters and one for outliers; the former and the figures."""
     start = time.perf_counter()
-    clusters = make(10).fit(data.X_train)
+    clusterer.fit(data.X_train)
     fit_time = time.perf_counter() - start
-    labels = clusters.predict(data.X_test)
-    model = make(49).fit(data.X_train[data.y_train != left_out])
-    auc = roc_auc_score(data.y_test == left_out, -model.score_samples(data.X_test))
+    labels = clusterer.predict(data.X_test)
+    detector.fit(data.X_train[data.y_train != left_out])
+    auc = roc_auc_score(data.y_test == left_out, -detector.score_samples(data.X_test))
     start = time.perf_counter()
-    model.sample(1000)
+    clusterer.sample(1000)
     sample_time = time.perf_counter() - start
-    return model, (
+    return clusterer, (
         fit_time,
         normalized_mutual_info_score(data.y_test, labels),
         adjusted_rand_score(data.y_test, labels),
@@ -81,19 +89,18 @@ def _measure(
     )
 
 
-def _draw(models: dict[str, Any], data: Bunch, path: str, seed: int) -> None:
+def _draw(flat: Any, deep: Any, data: Bunch, path: str, seed: int) -> None:
     """Write prototypes and samples of both models, and completed images, to one picture."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    flat, deep = models.values()
-    prototypes = [deep.sample(cluster=k, temperature=0)[0][0] for k in range(_N_DRAWN)]
+    by_cluster = [deep.sample(4, cluster=k, temperature=0, top_s=2)[0] for k in range(10)]
     halves = data.X_test[:_N_DRAWN].reshape(-1, *data.image_shape).copy()
     halves[:, :, data.image_shape[1] // 2 :] = np.nan
     halves = halves.reshape(_N_DRAWN, -1)
     panels: list[tuple[str, NDArray[np.floating[Any]]]] = [
         ("flat: component means", flat.means_[:_N_DRAWN]),
-        ("deep: cluster prototypes", np.stack(prototypes)),
+        ("deep: four images of each of ten clusters", np.concatenate(by_cluster)),
         (
             "flat: samples (temperature 1)",
             np.random.default_rng(seed).permutation(flat.sample(_N_DRAWN)[0]),

@@ -38,11 +38,20 @@ def measure(data, model, seed, fit_parameters, n_clusters):
         "ari": round(float(adjusted_rand_score(data.y_test, labels)), 4),
         "accuracy": round(float(matched / counts.sum()), 4),
         "purity": round(float(counts.max(1).sum() / counts.sum()), 4),
-        "davies_bouldin": round(float(davies_bouldin_score(data.X_test, labels)), 3),
-        "dunn": round(dunn_index(data.X_test[:N_DUNN], labels[:N_DUNN]), 4),
+        **indices_of_pixels(data.X_test, labels),
         "used": len(np.unique(labels)),
         "fit_s": round(fit_s, 2),
         "score_s": round(predict_s, 2),
+    }
+
+
+def indices_of_pixels(X, labels):
+    """Davies-Bouldin and Dunn index; a single cluster has none."""
+    if len(np.unique(labels[:N_DUNN])) == 1:
+        return {}
+    return {
+        "davies_bouldin": round(float(davies_bouldin_score(X, labels)), 3),
+        "dunn": round(dunn_index(X[:N_DUNN], labels[:N_DUNN]), 4),
     }
 
 

@@ -14,7 +14,7 @@ TABLES = {
         None,
         ["nmi", "ari", "accuracy", "purity", "davies_bouldin", "dunn", "used"],
     ),
-    "sampling": (["how"], "by_class", ["frechet", "precision", "recall", "accuracy"]),
+    "sampling": (["how"], None, ["frechet", "precision", "recall", "accuracy"]),
     "density": ([], None, ["test_nats", "train_nats"]),
 }
 COSTS = ["fit_s", "score_s", "peak_gib"]

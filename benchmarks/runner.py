@@ -74,8 +74,15 @@ def run(name, options):
 
 def chosen_models(benchmark, options):
     if options.models is not None:
+        unknown = set(options.models) - {m for n in NAMES for m in models_of(n)}
+        if unknown:
+            raise SystemExit(f"--models must be some of {list(benchmark.MODELS)}; got {unknown}.")
         return [model for model in benchmark.MODELS if model in options.models]
     return [m for m in benchmark.MODELS if not options.quick or m in QUICK_MODELS]
+
+
+def models_of(name):
+    return import_module(f"benchmarks.{name}").MODELS
 
 
 def measure(name, key, options):

@@ -37,6 +37,27 @@ from skdcgmm._validation import (
 SCORE_METHODS = ("density", "contrast", "layer")
 
 
+def check_joint(network: Network, purpose: str) -> JointNetwork:
+    """The network, if it is one density, or an error that says how to get one."""
+    if not isinstance(network, JointNetwork):
+        raise ValueError(
+            f"{purpose} needs one density over images, which a stack of several layers has "
+            "only if it is trained as one: choose objective='joint'. For a layer-wise stack, "
+            "choose score_method='layer', and give a grid search a scoring, such as "
+            "'adjusted_rand_score' with known labels y."
+        )
+    return network
+
+
+def check_deep(network: Network, purpose: str) -> None:
+    """Raise an error if a network has one layer only."""
+    if len(network.mixtures) == 1:
+        raise ValueError(
+            f"{purpose} compares a stack with its lower layers, but this one has one layer. "
+            "Choose score_method='density', or a stack of several layers."
+        )
+
+
 class BaseDCGMM(FittedParametersMixin, LayersMixin):
     """Checks, building, training and batched prediction."""
 
@@ -138,6 +159,7 @@ class BaseDCGMM(FittedParametersMixin, LayersMixin):
     ) -> None:
         """Train the network and, when all has gone well, make it the fitted one."""
         self._mixture_name(network, "score_layer", self.score_layer)
+        self._check_network(network)
         settings = Settings(**{name: getattr(self, name) for name in Settings._fields})
         with tqdm(unit="epoch", disable=not self.verbose) as bar:
 
@@ -182,17 +204,12 @@ class BaseDCGMM(FittedParametersMixin, LayersMixin):
         self._train(network, progress, seen, weight, rng)
         return images
 
+    def _check_network(self, network: Network) -> None:
+        """Check, before it is trained, that a network can do what the parameters ask for."""
+
     def _joint_network(self, purpose: str) -> JointNetwork:
         """The fitted network, if it is one density, or an error that says how to get one."""
-        network = self._network_in_place()
-        if not isinstance(network, JointNetwork):
-            raise ValueError(
-                f"{purpose} needs one density over images, which a stack of several layers has "
-                "only if it is trained as one: choose objective='joint'. For a layer-wise stack, "
-                "choose score_method='layer', and give a grid search a scoring, such as "
-                "'adjusted_rand_score' with known labels y."
-            )
-        return network
+        return check_joint(self._network_in_place(), purpose)
 
     def _check_fitted_images(self, X: Any) -> Images:
         check_is_fitted(self)
@@ -237,23 +254,16 @@ class BaseDCGMM(FittedParametersMixin, LayersMixin):
     def _labels(self, images: Images) -> NDArray[Any]:
         return self._map(images, lambda network, x: network.cluster_probabilities(x).argmax(1))
 
-    def _score_images(self, images: Images, method: str) -> FloatArray:
+    def _score_images(self, images: Images, method: str, score_layer: int | str) -> FloatArray:
         """Score of each image by one of `SCORE_METHODS`."""
         if method == "layer":
-            layer = self._mixture_name(self._network, "score_layer", self.score_layer)
+            layer = self._mixture_name(self._network, "score_layer", score_layer)
             return self._map(images, lambda network, x: network.layer_log_prob(x, layer))
         purpose = f"score_method={method!r}"
         if method == "density":
             return self._map_joint(images, purpose, lambda network, x: network.log_prob(x))
-        self._check_deep(purpose)
+        check_deep(self._network, purpose)
         return self._map_joint(images, purpose, lambda network, x: network.contrast(x))
-
-    def _check_deep(self, purpose: str) -> None:
-        if len(self._joint_network(purpose).mixtures) == 1:
-            raise ValueError(
-                f"{purpose} compares a stack with its lower layers, but this one has one layer. "
-                "Choose score_method='density', or a stack of several layers."
-            )
 
     def _log_density(self, X: Any) -> FloatArray:
         """Log density of each image, in double precision."""

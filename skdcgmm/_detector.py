@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from sklearn.base import OutlierMixin
 from sklearn.utils import Tags, check_random_state
-from sklearn.utils.validation import check_is_fitted
 
-from skdcgmm._base import SCORE_METHODS, BaseDCGMM
+from skdcgmm._base import SCORE_METHODS, BaseDCGMM, check_deep, check_joint
+from skdcgmm._network import Network
 from skdcgmm._outliers import CALIBRATIONS, Calibration
 from skdcgmm._tree import JointNetwork
 from skdcgmm._validation import FloatArray, Images, answer, check_number
@@ -22,7 +22,9 @@ class DCGMMOutlierDetector(OutlierMixin, BaseDCGMM):
 
     The density of a deep stack alone is a poor detector: a simple image, whatever it shows, is
     likelier than an intricate one. The default score asks instead, in every layer, whether the
-    parts of an image are those that its cluster expects, and whether they fit together.
+    parts of an image are those that its cluster expects, and whether they fit together. Missing
+    values, NaN, are marginalised; images with other shares of them than the training images do not
+    compare with `offset_`.
 
     Parameters
     ----------
@@ -49,7 +51,7 @@ class DCGMMOutlierDetector(OutlierMixin, BaseDCGMM):
     Attributes
     ----------
     offset_ : float
-        Score below which an image is an outlier.
+        Score below which an image is an outlier, in the units of the score.
     weights_, means_, covariances_, precisions_, n_parameters_, image_shape_
         As of `DCGMMEstimator`.
     history_, n_iter_, converged_, n_features_in_, feature_names_in_
@@ -61,7 +63,7 @@ class DCGMMOutlierDetector(OutlierMixin, BaseDCGMM):
     >>> from skdcgmm import DCGMMOutlierDetector
     >>> X, y = load_digits(return_X_y=True)
     >>> detector = DCGMMOutlierDetector(image_shape=(8, 8), max_epochs=20, random_state=0)
-    >>> float((detector.fit_predict(X) == -1).mean())
+    >>> round(float((detector.fit_predict(X) == -1).mean()), 2)
     0.1
     """
 
@@ -128,8 +130,7 @@ class DCGMMOutlierDetector(OutlierMixin, BaseDCGMM):
             stays as it is.
         """
         with self._unchanged_on_failure():
-            self._fit(X, None)
-            self.calibrate(X)
+            self._calibrate(self._fit(X, None))
         return self
 
     def calibrate(self, X: Any, score_method: str | None = None) -> Self:
@@ -145,23 +146,24 @@ class DCGMMOutlierDetector(OutlierMixin, BaseDCGMM):
         Returns
         -------
         self
+
+        Raises
+        ------
+        ValueError
+            If the stack does not have that score, or there are fewer than two images.
         """
         with self._unchanged_on_failure():
             if score_method is not None:
                 self.score_method = score_method
             self._check_parameters()
-            images = self._check_fitted_images(X)
-            self._method = self._resolved_method()
-            self._calibration = None
-            if self._method in CALIBRATIONS:
-                calibration: Calibration = CALIBRATIONS[self._method]()
-                rng = check_random_state(self.random_state)
-                self._calibration = calibration.fit(self._statistics(images), rng)
-            self.offset_ = float(np.quantile(self._scores(images), self.contamination))
+            self._calibrate(self._check_fitted_images(X))
         return self
 
     def score_samples(self, X: Any) -> Any:
-        """Score of each image by the `score_method` of `fit`; the lower, the more abnormal.
+        """Score of each image, the lower the more abnormal.
+
+        By the `score_method` and `score_layer` at the last `fit` or `calibrate`. Densities,
+        contrasts and layers are in nats; surprise is in standard deviations.
 
         Parameters
         ----------
@@ -184,7 +186,6 @@ class DCGMMOutlierDetector(OutlierMixin, BaseDCGMM):
         -------
         ndarray or Tensor of shape (n_samples,)
         """
-        check_is_fitted(self)
         return self.score_samples(X) - self.offset_
 
     def predict(self, X: Any) -> Any:
@@ -209,15 +210,36 @@ class DCGMMOutlierDetector(OutlierMixin, BaseDCGMM):
             "contamination", self.contamination, low=0, high=0.5, open_low=True, closed_high=True
         )
 
-    def _resolved_method(self) -> str:
+    def _check_network(self, network: Network) -> None:
+        self._resolved_method(network)
+
+    def _resolved_method(self, network: Network) -> str:
         """The score method that "auto" stands for; an error if the stack does not have the one."""
-        if self.score_method != "auto":
-            if self.score_method in CALIBRATIONS:
-                self._check_deep(f"score_method={self.score_method!r}")
-            return self.score_method
-        if not isinstance(self._network, JointNetwork):
-            return "layer"
-        return "surprise" if len(self._network.mixtures) > 1 else "density"
+        joint = isinstance(network, JointNetwork)
+        if self.score_method == "auto":
+            deep = "surprise" if len(network.mixtures) > 1 else "density"
+            return deep if joint else "layer"
+        if self.score_method != "layer":
+            purpose = f"score_method={self.score_method!r}"
+            check_joint(network, purpose)
+            if self.score_method != "density":
+                check_deep(network, purpose)
+        return self.score_method
+
+    def _calibrate(self, images: Images) -> None:
+        if len(images) < 2:
+            raise ValueError(
+                "X must hold at least two images, to learn how normal ones score; "
+                f"got {len(images)}."
+            )
+        self._method = self._resolved_method(self._network)
+        self._layer = self._mixture_name(self._network, "score_layer", self.score_layer)
+        self._calibration = None
+        if self._method in CALIBRATIONS:
+            calibration: Calibration = CALIBRATIONS[self._method]()
+            rng = check_random_state(self.random_state)
+            self._calibration = calibration.fit(self._statistics(images), rng)
+        self.offset_ = float(np.quantile(self._scores(images), self.contamination))
 
     def _statistics(self, images: Images) -> FloatArray:
         purpose = f"score_method={self._method!r}"
@@ -226,7 +248,7 @@ class DCGMMOutlierDetector(OutlierMixin, BaseDCGMM):
 
     def _scores(self, images: Images) -> FloatArray:
         if self._calibration is None:
-            return self._score_images(images, self._method)
+            return self._score_images(images, self._method, self._layer)
         scores = self._calibration.score(self._statistics(images))
         return scores.astype(np.float64 if images.rows.dtype == np.float64 else np.float32)
 

@@ -211,7 +211,8 @@ class DCGMMEstimator(
         """Go once over a chunk of images.
 
         The first chunk fixes the scale of the images and the stack, whose components start from its
-        images: let it hold more of them than the stack has components, and choose `n_components`.
+        images: let it hold more of them than the stack has components. With `layers="auto"`, each
+        chunk merges top components anew into clusters, whose numbers may change.
         The learning rate is planned for 1000 steps of `batch_size` images ("joint") or 4000
         ("layerwise"), and the model is of little use before most of them are done; after them, it
         stays at its small last value.
@@ -307,7 +308,7 @@ class DCGMMEstimator(
         """
         images = self._check_fitted_images(X)
         check_choice("score_method", self.score_method, SCORE_METHODS)
-        return answer(X, self._score_images(images, self.score_method))
+        return answer(X, self._score_images(images, self.score_method, self.score_layer))
 
     def score(self, X: Any, y: Any = None) -> float:
         """Mean log density of the images, whatever `score_method`; the larger the better.

@@ -45,30 +45,36 @@ def merge(
     Classification 4, 2010, which merges by the overlap of posteriors, too.
     """
     n_components = scores.shape[1]
-    posterior = _overlapping_posterior(scores.astype(np.float64))  # (N, K)
-    weighted = posterior if weight is None else posterior * weight[:, None]
+    if weight is None:
+        weight = np.ones(len(scores))
+    posterior = _overlapping_posterior(scores.astype(np.float64), weight)  # (N, K)
+    weighted = posterior * weight[:, None]
     mass = weighted.sum(0)  # (K,)
     overlap = weighted.T @ posterior  # (K, K)
     ratio = overlap / np.maximum(mass[:, None] * mass, _TINY)
-    joining = np.flatnonzero(mass >= min(_MIN_MASS, np.sort(mass)[-n_clusters]))
+    by_mass = np.argsort(-mass, kind="stable")
+    joining = np.sort(by_mass[: max(n_clusters, (mass >= _MIN_MASS).sum())])
     parent = np.arange(n_components)
     grown, shared = mass[joining].copy(), overlap[np.ix_(joining, joining)].copy()
     similarity = ratio[np.ix_(joining, joining)].copy()
     np.fill_diagonal(similarity, -1)
+    gone = np.zeros(len(joining), dtype=bool)
     for _ in range(len(joining) - n_clusters):
         i, j = sorted(np.unravel_index(similarity.argmax(), similarity.shape))
         parent[joining[j]] = joining[i]
         shared[i] += shared[j]
         shared[:, i] += shared[:, j]
         grown[i] += grown[j]
+        gone[j] = True
         similarity[i] = shared[i] / np.maximum(grown[i] * grown, _TINY)
-        grown[j], shared[j], shared[:, j] = np.inf, 0, 0  # merged: overlaps with nothing
         similarity[:, i] = similarity[i]
-        similarity[j] = similarity[:, j] = similarity[i, i] = -1
-        similarity[i, np.isinf(grown)] = similarity[np.isinf(grown), i] = -1
+        similarity[i, i] = similarity[i, gone] = similarity[gone, i] = -1
+        similarity[j] = similarity[:, j] = -1
     left_out = np.setdiff1d(np.arange(n_components), joining)
     if len(left_out):
-        parent[left_out] = joining[ratio[np.ix_(left_out, joining)].argmax(1)]
+        joined = joining[ratio[np.ix_(left_out, joining)].argmax(1)]
+        alone = ~ratio[np.ix_(left_out, joining)].any(1)
+        parent[left_out] = np.where(alone, by_mass[0], joined)
     while (parent != parent[parent]).any():
         parent = parent[parent]
     roots, labels = np.unique(parent, return_inverse=True)
@@ -76,7 +82,9 @@ def merge(
     return np.argsort(order)[labels]
 
 
-def _overlapping_posterior(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+def _overlapping_posterior(
+    scores: NDArray[np.float64], weight: NDArray[np.floating[Any]]
+) -> NDArray[np.float64]:
     """Responsibilities; where they tell all components apart, at the least doubled temperature.
 
     Images of many pixels differ by thousands of nats, and the posteriors of no two components would
@@ -87,7 +95,7 @@ def _overlapping_posterior(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     while True:
         posterior = np.exp(scores / temperature)
         posterior /= posterior.sum(1, keepdims=True)
-        entropy = -(posterior * np.log(np.maximum(posterior, _TINY))).sum(1).mean()
-        if entropy >= np.log(_MIN_PERPLEXITY):
+        entropy = -(posterior * np.log(np.maximum(posterior, _TINY))).sum(1)  # (N,)
+        if not np.average(entropy, weights=weight) < np.log(_MIN_PERPLEXITY):
             return posterior
         temperature *= 2

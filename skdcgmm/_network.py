@@ -131,8 +131,9 @@ class Network(nn.Module):
     def cluster_probabilities(self, x: Tensor) -> Tensor:
         """Posterior of the clusters: the responsibilities of their components, (N, n_clusters)."""
         posterior = self.scores(x).softmax(1)  # (N, K)
-        by_cluster = posterior.new_zeros(len(posterior), self.n_clusters)
-        return by_cluster.index_add_(1, self.clusters, posterior)
+        if self.n_clusters == self.top.n_components:
+            return posterior
+        return posterior @ nn.functional.one_hot(self.clusters, self.n_clusters).to(posterior)
 
     def layer_log_prob(self, x: Tensor, name: str) -> Tensor:
         """Log-likelihood of a mixture layer, averaged over its windows, in units of the images.

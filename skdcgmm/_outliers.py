@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
 
+from skdcgmm._tree import MARGINAL, N_STATISTICS, SHORTFALL
+
 FloatArray = NDArray[np.floating[Any]]
 
 # Spread of a term that is rounding, relative to the log densities it is a difference of.
@@ -23,10 +25,10 @@ class Calibration(Protocol):
     """A score of images by the statistics of `JointNetwork.statistics`."""
 
     def fit(self, statistics: FloatArray, rng: np.random.RandomState) -> Self:
-        """Learn how training images score."""
+        """Learn from the statistics of training images, (N, 6 (L - 1) + 1)."""
 
     def score(self, statistics: FloatArray) -> FloatArray:
-        """Score of each image; the larger, the more normal."""
+        """Score of each image, (N,); the larger, the more normal."""
 
 
 class Surprise:
@@ -43,7 +45,7 @@ class Surprise:
         spread = terms.std(0)
         self._mean = terms.mean(0)
         # Terms that the stack leaves no room to differ would only add rounding errors.
-        self._scale = np.where(spread > _NEGLIGIBLE * np.abs(statistics).max(), spread, np.inf)
+        self._scale = np.where(spread > _rounding(statistics), spread, np.inf)
         return self
 
     def score(self, statistics: FloatArray) -> FloatArray:
@@ -53,9 +55,9 @@ class Surprise:
 
     @staticmethod
     def _terms(statistics: FloatArray) -> FloatArray:
-        by_layer = statistics[:, :-1].reshape(len(statistics), -1, 6)
-        log_prob = np.column_stack([by_layer[:, :, 0], statistics[:, -1]])
-        return np.hstack([-by_layer[:, :, 4], np.diff(log_prob, axis=1)])
+        by_layer = statistics[:, :-1].reshape(len(statistics), -1, N_STATISTICS)
+        log_prob = np.column_stack([by_layer[:, :, MARGINAL], statistics[:, -1]])
+        return np.hstack([-by_layer[:, :, SHORTFALL], np.diff(log_prob, axis=1)])
 
 
 class Typicality:
@@ -72,7 +74,10 @@ class Typicality:
     def fit(self, statistics: FloatArray, rng: np.random.RandomState) -> Self:
         """Learn the mixture."""
         n_components = max(1, min(_N_COMPONENTS, len(statistics) // 100))
-        self._whiten = PCA(whiten=True, random_state=rng)
+        spread = np.sqrt(PCA().fit(statistics).explained_variance_)
+        # Directions in which statistics do not differ hold rounding errors.
+        n_directions = max(1, int((spread > _rounding(statistics)).sum()))
+        self._whiten = PCA(n_directions, whiten=True, svd_solver="full")
         self._mixture = GaussianMixture(n_components, reg_covar=_REG_COVAR, random_state=rng)
         self._mixture.fit(self._whiten.fit_transform(statistics))
         return self
@@ -81,6 +86,11 @@ class Typicality:
         """Log density of the whitened statistics."""
         log_prob: FloatArray = self._mixture.score_samples(self._whiten.transform(statistics))
         return log_prob
+
+
+def _rounding(statistics: FloatArray) -> float:
+    """What may be rounding in differences of statistics."""
+    return _NEGLIGIBLE * float(np.median(np.abs(statistics).max(1)))
 
 
 CALIBRATIONS: dict[str, type[Surprise] | type[Typicality]] = {

@@ -46,7 +46,7 @@ class Defaults(NamedTuple):
         Makes the objective for a network.
     learning_rate : float
     n_steps : int
-        Number of steps that a training takes at least, and a stream is planned for.
+        Number of steps that a training is to take, and a stream is planned for.
     batch_size : int
     """
 

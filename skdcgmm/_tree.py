@@ -12,6 +12,10 @@ from skdcgmm._network import Climb, Network
 from skdcgmm._windows import Size
 from skdcgmm.layers import CategoricalEmission, Generation, MixtureLayer
 
+# Columns of the statistics of a layer.
+MARGINAL, PREDICTED, EXPECTED, BEST, SHORTFALL, WORST = range(6)
+N_STATISTICS = 6
+
 
 class JointNetwork(Network):
     """One density: a tree of discrete choices that ends in Gaussians.

@@ -37,7 +37,7 @@ def test_outliers_are_a_share_of_the_training_images(fitted, digits, method):
 def test_a_class_left_out_is_found(fitted, digits):
     X, y = digits
     assert roc_auc_score(y == 8, -fitted.score_samples(X)) > 0.85
-    noise = np.random.default_rng(0).uniform(0, 16, size=(100, 64))
+    noise = np.random.default_rng(0).uniform(0, 1, size=(100, 64))
     assert (fitted.predict(noise) == -1).all()
 
 
@@ -50,8 +50,8 @@ def test_statistics_are_sums_over_windows(fitted, digits):
     assert found.shape == (20, 7)
     x = images.tensor(slice(None), network.scale)
     (name, _, log_prob), (_, top, whole) = network.climb(x)
-    log_prob = log_prob.detach().double().numpy()  # (N, J, 2, 2)
-    posterior = (whole + top.log_weights).flatten(1).softmax(1).detach().double().numpy()
+    log_prob = log_prob.detach().cpu().double().numpy()  # (N, J, 2, 2)
+    posterior = (whole + top.log_weights).flatten(1).softmax(1).detach().cpu().double().numpy()
     tables = fitted.means_["convgmm2"].astype(float).reshape(len(posterior[0]), 4, -1)
     weights = fitted.weights_[name].astype(float)
     for n in range(20):
@@ -70,7 +70,7 @@ def test_statistics_are_sums_over_windows(fitted, digits):
         by_hand = [*rows.sum(0), np.sqrt((short**2).mean()), short.max()]
         np.testing.assert_allclose(found[n, :6], by_hand, rtol=1e-4, atol=1e-3)
     jacobian = 64 * float(network.scale.log())
-    log_density = fitted._score_images(images, "density")
+    log_density = fitted._score_images(images, "density", -1)
     np.testing.assert_allclose(found[:, 6] - jacobian, log_density, rtol=1e-4)
 
 
@@ -129,10 +129,46 @@ def test_calibrate_keeps_the_stack(fitted, digits):
     assert (est.predict(X[:200]) == -1).mean() == pytest.approx(0.1, abs=0.01)
 
 
-def test_missing_pixels_are_marginalised(fitted, digits):
-    X = digits[0][:50].copy()
-    X[:, :10] = np.nan
-    assert np.isfinite(fitted.score_samples(X)).all()
+def test_missing_pixels_say_nothing(fitted, digits):
+    """A window without pixels has no log density, and falls short of nothing."""
+    X = digits[0][:50].reshape(-1, 8, 8).copy()
+    X[:, :4, :4] = np.nan
+    statistics = fitted._statistics(fitted._check_fitted_images(X.reshape(-1, 64)))
+    x = fitted._check_fitted_images(X.reshape(-1, 64)).tensor(slice(None), fitted._network.scale)
+    windows = next(fitted._network.climb(x))[2].detach().cpu()  # (N, K, 2, 2)
+    np.testing.assert_array_equal(windows[:, :, 0, 0], 0)
+    assert np.isfinite(statistics).all()
+    X[:] = np.nan
+    nothing = fitted._statistics(fitted._check_fitted_images(X.reshape(-1, 64)))
+    np.testing.assert_allclose(nothing, 0, atol=1e-4)
+
+
+def test_calibration_needs_images(fitted, digits):
+    est = pickle.loads(pickle.dumps(fitted))
+    with pytest.raises(ValueError, match="X must hold at least two images"):
+        est.calibrate(digits[0][:1])
+    for method in METHODS:
+        assert np.isfinite(est.calibrate(digits[0][:5], method).score_samples(digits[0])).all()
+
+
+def test_a_stack_of_one_window_is_scored(digits):
+    X = digits[0][:300]
+    est = DCGMMOutlierDetector(
+        layers=[ConvGMM(10), ConvGMM(5)], image_shape=(8, 8), max_epochs=2, random_state=0
+    ).fit(X)
+    for method in METHODS:
+        scores = est.calibrate(X, method).score_samples(X)
+        alone = np.concatenate([est.score_samples(x[None]) for x in X[:20]])
+        # Rounding must not be blown up to a statistic.
+        assert np.abs(alone - scores[:20]).max() <= max(1e-3 * np.ptp(scores), 1e-4)
+
+
+def test_impossible_scores_are_found_before_training(digits):
+    est = DCGMMOutlierDetector(
+        layers="dcgmm-a", image_shape=(8, 8), score_method="surprise", max_epochs=10**9
+    )
+    with pytest.raises(ValueError, match="score_method='surprise' compares"):
+        est.fit(digits[0])
 
 
 def test_precision_is_kept(fitted, digits):

@@ -30,7 +30,7 @@ def write(folder):
         text = "".join(
             table(rows, data, labels, spread, figures) for data in in_order(rows, "data")
         )
-        (folder / f"{name}.rst").write_text(text)
+        (folder / f"{name}.rst").write_text(text or "Not measured yet.\n")
 
 
 def table(rows, data, labels, spread, figures):

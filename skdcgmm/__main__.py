@@ -100,7 +100,7 @@ def _draw(flat: Any, deep: Any, data: Bunch, path: str, seed: int) -> None:
     halves = halves.reshape(_N_DRAWN, -1)
     panels: list[tuple[str, NDArray[np.floating[Any]]]] = [
         ("flat: component means", flat.means_[:_N_DRAWN]),
-        ("deep: four images of each of ten clusters", np.concatenate(by_cluster)),
+        ("deep: ten clusters, a column each", np.stack(by_cluster, 1).reshape(_N_DRAWN, -1)),
         (
             "flat: samples (temperature 1)",
             np.random.default_rng(seed).permutation(flat.sample(_N_DRAWN)[0]),

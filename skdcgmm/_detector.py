@@ -234,23 +234,24 @@ class DCGMMOutlierDetector(OutlierMixin, BaseDCGMM):
             )
         self._method = self._resolved_method(self._network)
         self._layer = self._mixture_name(self._network, "score_layer", self.score_layer)
-        self._calibration = None
+        self._calibration: Calibration | None = None
         if self._method in CALIBRATIONS:
-            calibration: Calibration = CALIBRATIONS[self._method]()
+            statistics = self._statistics(images)
             rng = check_random_state(self.random_state)
-            self._calibration = calibration.fit(self._statistics(images), rng)
-        self.offset_ = float(np.quantile(self._scores(images), self.contamination))
+            self._calibration = CALIBRATIONS[self._method]().fit(statistics, rng)
+            scores = self._calibration.score(statistics)
+        else:
+            scores = self._scores(images)
+        self.offset_ = float(np.quantile(scores, self.contamination))
 
     def _statistics(self, images: Images) -> FloatArray:
         purpose = f"score_method={self._method!r}"
-        values = self._map_joint(images, purpose, lambda network, x: network.statistics(x))
-        return values.astype(np.float64)
+        return self._map_joint(images, purpose, lambda network, x: network.statistics(x))
 
     def _scores(self, images: Images) -> FloatArray:
         if self._calibration is None:
             return self._score_images(images, self._method, self._layer)
-        scores = self._calibration.score(self._statistics(images))
-        return scores.astype(np.float64 if images.rows.dtype == np.float64 else np.float32)
+        return self._calibration.score(self._statistics(images))
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

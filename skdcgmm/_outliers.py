@@ -15,8 +15,8 @@ FloatArray = NDArray[np.floating[Any]]
 
 # Spread of a term that is rounding, relative to the log densities it is a difference of.
 _NEGLIGIBLE = 1e-6
-# Of the mixture of `Typicality`.
-_N_COMPONENTS = 30
+# Of the mixture of `Typicality`, and of images that it is fitted to.
+_N_COMPONENTS, _N_IMAGES = 30, 10_000
 # Added to the variances of its statistics, which are scaled to 1.
 _REG_COVAR = 0.01
 
@@ -41,7 +41,7 @@ class Surprise:
 
     def fit(self, statistics: FloatArray, rng: np.random.RandomState) -> Self:
         """Learn means and standard deviations."""
-        terms = self._terms(statistics)
+        terms = self._terms(statistics.astype(np.float64))
         spread = terms.std(0)
         self._mean = terms.mean(0)
         # Terms that the stack leaves no room to differ would only add rounding errors.
@@ -50,8 +50,9 @@ class Surprise:
 
     def score(self, statistics: FloatArray) -> FloatArray:
         """Sum of the terms."""
-        total: FloatArray = ((self._terms(statistics) - self._mean) / self._scale).sum(1)
-        return total
+        terms = self._terms(statistics.astype(np.float64))
+        total: FloatArray = ((terms - self._mean) / self._scale).sum(1)
+        return total.astype(statistics.dtype)
 
     @staticmethod
     def _terms(statistics: FloatArray) -> FloatArray:
@@ -74,18 +75,23 @@ class Typicality:
     def fit(self, statistics: FloatArray, rng: np.random.RandomState) -> Self:
         """Learn the mixture."""
         n_components = max(1, min(_N_COMPONENTS, len(statistics) // 100))
+        chosen = rng.permutation(len(statistics))[:_N_IMAGES]
+        statistics = statistics[chosen].astype(np.float64)
         spread = np.sqrt(PCA().fit(statistics).explained_variance_)
         # Directions in which statistics do not differ hold rounding errors.
         n_directions = max(1, int((spread > _rounding(statistics)).sum()))
         self._whiten = PCA(n_directions, whiten=True, svd_solver="full")
-        self._mixture = GaussianMixture(n_components, reg_covar=_REG_COVAR, random_state=rng)
+        self._mixture = GaussianMixture(
+            n_components, reg_covar=_REG_COVAR, max_iter=1000, random_state=rng
+        )
         self._mixture.fit(self._whiten.fit_transform(statistics))
         return self
 
     def score(self, statistics: FloatArray) -> FloatArray:
         """Log density of the whitened statistics."""
-        log_prob: FloatArray = self._mixture.score_samples(self._whiten.transform(statistics))
-        return log_prob
+        whitened = self._whiten.transform(statistics.astype(np.float64))
+        log_prob: FloatArray = self._mixture.score_samples(whitened)
+        return log_prob.astype(statistics.dtype)
 
 
 def _rounding(statistics: FloatArray) -> float:

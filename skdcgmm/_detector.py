@@ -9,10 +9,11 @@ import torch
 from numpy.typing import NDArray
 from sklearn.base import OutlierMixin
 from sklearn.utils import Tags, check_random_state
+from torch import Tensor
 
 from skdcgmm._base import SCORE_METHODS, BaseDCGMM, check_deep, check_joint
 from skdcgmm._network import Network
-from skdcgmm._outliers import CALIBRATIONS, Calibration
+from skdcgmm._outliers import CALIBRATIONS, N_CALIBRATION, Calibration, views
 from skdcgmm._tree import JointNetwork
 from skdcgmm._validation import FloatArray, Images, answer, check_number
 
@@ -21,10 +22,10 @@ class DCGMMOutlierDetector(OutlierMixin, BaseDCGMM):
     """Outlier detection by a deep convolutional Gaussian mixture model.
 
     The density of a deep stack alone is a poor detector: a simple image, whatever it shows, is
-    likelier than an intricate one. The default score asks instead, in every layer, whether the
-    parts of an image are those that its cluster expects, and whether they fit together. Missing
-    values, NaN, are marginalised; images with other shares of them than the training images do not
-    compare with `offset_`.
+    likelier than an intricate one. The default score asks instead whether an image is likelier than
+    itself mirrored and turned, whether the parts of each layer fit its cluster and each other, and
+    whether all these figures are usual. Missing values, NaN, are marginalised; images with other
+    shares of them than the training images do not compare with `offset_`.
 
     Parameters
     ----------
@@ -35,11 +36,11 @@ class DCGMMOutlierDetector(OutlierMixin, BaseDCGMM):
     score_method : str, default="auto"
         What `score_samples` returns.
 
-        - "surprise": how far the windows of each layer fall short of their best component, given
-          the cluster of the image, and how much likelier they are together than alone; added up
-          over the layers, each in standard deviations of the training images.
-        - "typicality": the log density of such figures under a mixture of those of the training
-          images: whether they are usual, be they high or low. For images of many textures.
+        - "surprise": the sum of four terms, each in standard deviations of the training images.
+          How usual the log densities of the image in all layers, and those of its mirrored and
+          turned views, are; how much likelier it is than its views; how much better its parts fit
+          its cluster than theirs; and how much likelier its parts are together than alone.
+        - "typicality": the sum of the first two. For images of textures rather than shapes.
         - "density", "contrast", "layer": as for `DCGMMEstimator`.
         - "auto": "surprise" if the stack is one density of several layers, "density" if it is a
           flat mixture, "layer" if it is layer-wise.
@@ -139,7 +140,8 @@ class DCGMMOutlierDetector(OutlierMixin, BaseDCGMM):
         Parameters
         ----------
         X : array-like or Tensor, as in `fit`
-            Normal images, or with a share `contamination` of outliers.
+            Normal images, or with a share `contamination` of outliers. Of more than 10 000, as
+            many are drawn.
         score_method : str, default=None
             The score from now on; None is the parameter of that name.
 
@@ -163,7 +165,7 @@ class DCGMMOutlierDetector(OutlierMixin, BaseDCGMM):
         """Score of each image, the lower the more abnormal.
 
         By the `score_method` and `score_layer` at the last `fit` or `calibrate`. Densities,
-        contrasts and layers are in nats; surprise is in standard deviations.
+        contrasts and layers are in nats; surprise and typicality in standard deviations.
 
         Parameters
         ----------
@@ -235,9 +237,11 @@ class DCGMMOutlierDetector(OutlierMixin, BaseDCGMM):
         self._method = self._resolved_method(self._network)
         self._layer = self._mixture_name(self._network, "score_layer", self.score_layer)
         self._calibration: Calibration | None = None
+        rng = check_random_state(self.random_state)
+        if len(images) > N_CALIBRATION:
+            images = images.take(rng.permutation(len(images))[:N_CALIBRATION])
         if self._method in CALIBRATIONS:
             statistics = self._statistics(images)
-            rng = check_random_state(self.random_state)
             self._calibration = CALIBRATIONS[self._method]().fit(statistics, rng)
             scores = self._calibration.score(statistics)
         else:
@@ -245,8 +249,12 @@ class DCGMMOutlierDetector(OutlierMixin, BaseDCGMM):
         self.offset_ = float(np.quantile(scores, self.contamination))
 
     def _statistics(self, images: Images) -> FloatArray:
-        purpose = f"score_method={self._method!r}"
-        return self._map_joint(images, purpose, lambda network, x: network.statistics(x))
+        """Statistics of images and their views, (N, views, statistics)."""
+
+        def of_views(network: JointNetwork, x: Tensor) -> Tensor:
+            return torch.stack([network.statistics(view) for view in views(x)], 1)
+
+        return self._map_joint(images, "a calibrated score", of_views)
 
     def _scores(self, images: Images) -> FloatArray:
         if self._calibration is None:

@@ -6,25 +6,31 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import brentq
 
-# Perplexity that posteriors must have on average to show which components overlap.
-_MIN_PERPLEXITY = 1.05
+# Of K components, an image belongs to about K to this power when overlaps are looked at.
+_SHARED_EXPONENT = 0.3
+# Overlaps are relative to masses to this power. With 1, clusters become of like size; with less, a
+# large one may stay as large as the images make it.
+_MASS_EXPONENT = 0.75
 # Least mass of a component that takes part, in images; the others join where they overlap.
 _MIN_MASS = 0.5
 _TINY = np.finfo(np.float64).tiny
 
+FloatArray = NDArray[np.floating[Any]]
+
 
 def merge(
-    scores: NDArray[np.floating[Any]],
+    scores: FloatArray,
     n_clusters: int,
-    weight: NDArray[np.floating[Any]] | None = None,
+    weight: FloatArray | None = None,
 ) -> NDArray[np.int64]:
     """Merge the components of a mixture whose posteriors overlap most, until few are left.
 
     With p_i the posterior of component i given an image, two clusters overlap by E[p_i p_j] /
-    (E[p_i] E[p_j]), the ratio of how often they share an image to how often they would by chance.
-    Posteriors add up when components merge: this is average linkage, weighted by mass. The density
-    of the mixture stays as it is.
+    (E[p_i] E[p_j])^0.75: how often they share an image, relative to how often they would by chance,
+    but for the exponent. Posteriors add up when components merge. The density of the mixture stays
+    as it is.
 
     Parameters
     ----------
@@ -51,7 +57,7 @@ def merge(
     weighted = posterior * weight[:, None]
     mass = weighted.sum(0)  # (K,)
     overlap = weighted.T @ posterior  # (K, K)
-    ratio = overlap / np.maximum(mass[:, None] * mass, _TINY)
+    ratio = overlap / _expected(mass[:, None], mass)
     by_mass = np.argsort(-mass, kind="stable")
     joining = np.sort(by_mass[: max(n_clusters, (mass >= _MIN_MASS).sum())])
     parent = np.arange(n_components)
@@ -66,7 +72,7 @@ def merge(
         shared[:, i] += shared[:, j]
         grown[i] += grown[j]
         gone[j] = True
-        similarity[i] = shared[i] / np.maximum(grown[i] * grown, _TINY)
+        similarity[i] = shared[i] / _expected(grown[i], grown)
         similarity[:, i] = similarity[i]
         similarity[i, i] = similarity[i, gone] = similarity[gone, i] = -1
         similarity[j] = similarity[:, j] = -1
@@ -82,20 +88,33 @@ def merge(
     return np.argsort(order)[labels]
 
 
-def _overlapping_posterior(
-    scores: NDArray[np.float64], weight: NDArray[np.floating[Any]]
-) -> NDArray[np.float64]:
-    """Responsibilities; where they tell all components apart, at the least doubled temperature.
+def _expected(mass: FloatArray, other: FloatArray) -> FloatArray:
+    """What overlaps of components of these masses are relative to."""
+    return np.maximum((mass * other) ** _MASS_EXPONENT, _TINY)
+
+
+def _overlapping_posterior(scores: FloatArray, weight: FloatArray) -> FloatArray:
+    """Responsibilities, tempered where an image belongs to too few components to show overlaps.
 
     Images of many pixels differ by thousands of nats, and the posteriors of no two components would
     overlap within the range of floating-point numbers.
     """
     scores = scores - scores.max(1, keepdims=True)
-    temperature = 1.0
-    while True:
-        posterior = np.exp(scores / temperature)
-        posterior /= posterior.sum(1, keepdims=True)
-        entropy = -(posterior * np.log(np.maximum(posterior, _TINY))).sum(1)  # (N,)
-        if not np.average(entropy, weights=weight) < np.log(_MIN_PERPLEXITY):
-            return posterior
-        temperature *= 2
+
+    def posterior(log_temperature: float) -> FloatArray:
+        values: FloatArray = np.exp(scores * np.exp(-log_temperature))
+        values /= values.sum(1, keepdims=True)
+        return values
+
+    def excess(log_temperature: float) -> float:
+        p = posterior(log_temperature)
+        entropy = -(p * np.log(np.maximum(p, _TINY))).sum(1)  # (N,)
+        return float(np.average(entropy, weights=weight) - target)
+
+    target = _SHARED_EXPONENT * np.log(scores.shape[1])
+    if excess(0.0) >= 0:
+        return posterior(0.0)
+    high = 1.0
+    while excess(high) < 0:
+        high *= 2
+    return posterior(brentq(excess, 0.0, high, xtol=1e-3))

@@ -2,104 +2,170 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, Self
+from abc import ABC, abstractmethod
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import logsumexp
 from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
+from torch import Tensor
 
 from skdcgmm._tree import MARGINAL, N_STATISTICS, SHORTFALL
 
 FloatArray = NDArray[np.floating[Any]]
 
+# Images whose scores are learned from.
+N_CALIBRATION = 10_000
 # Spread of a term that is rounding, relative to the log densities it is a difference of.
 _NEGLIGIBLE = 1e-6
-# Of the mixture of `Typicality`, and of images that it is fitted to.
-_N_COMPONENTS, _N_IMAGES = 30, 10_000
-# Added to the variances of its statistics, which are scaled to 1.
+_N_COMPONENTS = 30
+# Added to the variances of whitened statistics.
 _REG_COVAR = 0.01
+_TINY = np.finfo(np.float64).tiny
 
 
-class Calibration(Protocol):
-    """A score of images by the statistics of `JointNetwork.statistics`."""
+def views(x: Tensor) -> list[Tensor]:
+    """Images, and what they look like mirrored and turned: all symmetries of their frame.
 
-    def fit(self, statistics: FloatArray, rng: np.random.RandomState) -> Self:
-        """Learn from the statistics of training images, (N, 6 (L - 1) + 1)."""
+    Parameters
+    ----------
+    x : Tensor of shape (N, C, H, W)
 
-    def score(self, statistics: FloatArray) -> FloatArray:
-        """Score of each image, (N,); the larger, the more normal."""
+    Returns
+    -------
+    list of Tensor of shape (N, C, H, W)
+        The images themselves first; eight if they are square, else four.
+    """
+    kept = [x, x.flip(2), x.flip(3), x.flip(2, 3)]
+    return kept + [view.mT for view in kept] if x.shape[2] == x.shape[3] else kept
 
 
-class Surprise:
-    """How well the parts of an image fit its cluster and each other, in every layer.
+class Calibration(ABC):
+    """A sum of terms, each in standard deviations of the training images.
 
-    For each layer below the top: how far its windows fall short of their best component, given the
-    image's cluster; and how much likelier they are together, in the windows of the layer above,
-    than alone. Each in standard deviations of the training images.
+    The terms come from the statistics, as by `JointNetwork.statistics`, of images and their views.
     """
 
     def fit(self, statistics: FloatArray, rng: np.random.RandomState) -> Self:
-        """Learn means and standard deviations."""
-        terms = self._terms(statistics.astype(np.float64))
-        spread = terms.std(0)
-        self._mean = terms.mean(0)
-        # Terms that the stack leaves no room to differ would only add rounding errors.
-        self._scale = np.where(spread > _rounding(statistics), spread, np.inf)
+        """Learn from the statistics of training images, (N, views, 6 (L - 1) + 1)."""
+        statistics = statistics.astype(np.float64)
+        self._rounding = _NEGLIGIBLE * float(np.median(np.abs(statistics[:, 0]).max(1)))
+        self._spread = max(float(_contrasts(statistics).std()), self._rounding, _TINY)
+        self._typical = _Density(_profile(statistics), self._rounding, rng)
+        self._together = _Sum(_gains(statistics), self._rounding)
+        self._total = _Sum(self._terms(statistics), self._rounding)
         return self
 
     def score(self, statistics: FloatArray) -> FloatArray:
-        """Sum of the terms."""
+        """Score of each image, (N,); the larger, the more normal."""
         terms = self._terms(statistics.astype(np.float64))
-        total: FloatArray = ((terms - self._mean) / self._scale).sum(1)
-        return total.astype(statistics.dtype)
+        return self._total(terms).astype(statistics.dtype)
 
-    @staticmethod
-    def _terms(statistics: FloatArray) -> FloatArray:
-        by_layer = statistics[:, :-1].reshape(len(statistics), -1, N_STATISTICS)
-        log_prob = np.column_stack([by_layer[:, :, MARGINAL], statistics[:, -1]])
-        return np.hstack([-by_layer[:, :, SHORTFALL], np.diff(log_prob, axis=1)])
+    @abstractmethod
+    def _terms(self, statistics: FloatArray) -> FloatArray:
+        """Terms of each image, (N, terms)."""
+
+    def _typicality(self, statistics: FloatArray) -> FloatArray:
+        """Log density of all that the stack says of an image, under a mixture of training images.
+
+        So an image may also be an outlier for being too likely.
+        """
+        return self._typical(_profile(statistics))
+
+    def _orientation(self, statistics: FloatArray) -> FloatArray:
+        """How much likelier an image is than its views: the soft minimum over them, in nats."""
+        scaled = -_contrasts(statistics) / self._spread  # (N, views)
+        likeliest: FloatArray = logsumexp(scaled, axis=1) - np.log(scaled.shape[1])
+        return -self._spread * likeliest
 
 
-class Typicality:
-    """How usual the statistics of an image are, whether they are high or low.
-
-    The log density of all statistics under a Gaussian mixture of those of the training images.
+class Typicality(Calibration):
+    """How usual the statistics of an image are, and whether it is the right way round.
 
     References
     ----------
     W. Morningstar et al.: Density of states estimation for out-of-distribution detection. AISTATS
-    2021, which does so with the statistics of other models.
+    2021, which fits a density to statistics of other models.
     """
 
-    def fit(self, statistics: FloatArray, rng: np.random.RandomState) -> Self:
-        """Learn the mixture."""
-        n_components = max(1, min(_N_COMPONENTS, len(statistics) // 100))
-        chosen = rng.permutation(len(statistics))[:_N_IMAGES]
-        statistics = statistics[chosen].astype(np.float64)
-        spread = np.sqrt(PCA().fit(statistics).explained_variance_)
+    def _terms(self, statistics: FloatArray) -> FloatArray:
+        return np.column_stack([self._typicality(statistics), self._orientation(statistics)])
+
+
+class Surprise(Calibration):
+    """The same, and how well the parts of an image fit its cluster and each other.
+
+    How much less the windows of an image fall short of their best component, given the image's
+    cluster, than those of its views do; and how much likelier the windows of each layer are
+    together, in the windows of the layer above, than alone.
+    """
+
+    def _terms(self, statistics: FloatArray) -> FloatArray:
+        shortfall = _by_layer(statistics)[..., SHORTFALL].sum(2)  # (N, views)
+        return np.column_stack(
+            [
+                self._typicality(statistics),
+                self._orientation(statistics),
+                shortfall[:, 1:].mean(1) - shortfall[:, 0],
+                self._together(_gains(statistics)),
+            ]
+        )
+
+
+class _Sum:
+    """Sum of columns, each in standard deviations from its mean."""
+
+    def __init__(self, columns: FloatArray, rounding: float) -> None:
+        spread = columns.std(0)
+        self._mean = columns.mean(0)
+        # Terms that the stack leaves no room to differ would only add rounding errors.
+        self._scale = np.where(spread > rounding, spread, np.inf)
+
+    def __call__(self, columns: FloatArray) -> FloatArray:
+        total: FloatArray = ((columns - self._mean) / self._scale).sum(1)
+        return total
+
+
+class _Density:
+    """Log density of rows under a mixture of training rows, whitened."""
+
+    def __init__(self, rows: FloatArray, rounding: float, rng: np.random.RandomState) -> None:
+        spread = np.sqrt(PCA().fit(rows).explained_variance_)
         # Directions in which statistics do not differ hold rounding errors.
-        n_directions = max(1, int((spread > _rounding(statistics)).sum()))
+        n_directions = max(1, int((spread > rounding).sum()))
         self._whiten = PCA(n_directions, whiten=True, svd_solver="full")
+        n_components = max(1, min(_N_COMPONENTS, len(rows) // 100))
         self._mixture = GaussianMixture(
             n_components, reg_covar=_REG_COVAR, max_iter=1000, random_state=rng
         )
-        self._mixture.fit(self._whiten.fit_transform(statistics))
-        return self
+        self._mixture.fit(self._whiten.fit_transform(rows))
 
-    def score(self, statistics: FloatArray) -> FloatArray:
-        """Log density of the whitened statistics."""
-        whitened = self._whiten.transform(statistics.astype(np.float64))
-        log_prob: FloatArray = self._mixture.score_samples(whitened)
-        return log_prob.astype(statistics.dtype)
+    def __call__(self, rows: FloatArray) -> FloatArray:
+        log_prob: FloatArray = self._mixture.score_samples(self._whiten.transform(rows))
+        return log_prob
 
 
-def _rounding(statistics: FloatArray) -> float:
-    """What may be rounding in differences of statistics."""
-    return _NEGLIGIBLE * float(np.median(np.abs(statistics).max(1)))
+def _by_layer(statistics: FloatArray) -> FloatArray:
+    """Statistics of the layers below the top, (N, views, L - 1, 6)."""
+    return statistics[:, :, :-1].reshape(*statistics.shape[:2], -1, N_STATISTICS)
 
 
-CALIBRATIONS: dict[str, type[Surprise] | type[Typicality]] = {
-    "surprise": Surprise,
-    "typicality": Typicality,
-}
+def _profile(statistics: FloatArray) -> FloatArray:
+    """All statistics of the images, and the log densities of their views."""
+    return np.hstack([statistics[:, 0], statistics[:, 1:, -1]])
+
+
+def _contrasts(statistics: FloatArray) -> FloatArray:
+    """Log density of images over that of each view, (N, views - 1)."""
+    return statistics[:, :1, -1] - statistics[:, 1:, -1]
+
+
+def _gains(statistics: FloatArray) -> FloatArray:
+    """Log density of each layer's windows over that of the layer below, (N, L - 1)."""
+    marginal = _by_layer(statistics)[:, 0, :, MARGINAL]
+    return np.diff(np.column_stack([marginal, statistics[:, 0, -1]]), axis=1)
+
+
+CALIBRATIONS: dict[str, type[Calibration]] = {"surprise": Surprise, "typicality": Typicality}

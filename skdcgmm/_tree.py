@@ -123,7 +123,7 @@ class JointNetwork(Network):
         -------
         Tensor of shape (N, 6 * (L - 1) + 1)
         """
-        log_weights = self.log_weights()
+        marginal_weights = self._weights_below(self.top.log_weights.exp()[None])
         climbed = list(self.climb(x))
         _, top, whole = climbed.pop()
         evidence = whole + top.log_weights  # (N, K, 1, 1)
@@ -132,11 +132,13 @@ class JointNetwork(Network):
         for name, _, log_prob in climbed:
             weights = expected[name]  # (N, K, rows, columns)
             best = log_prob.amax(1)  # (N, rows, columns)
-            predicted = (log_prob + weights.log()).logsumexp(1)  # (N, rows, columns)
-            shortfall = best - predicted
+            # Weights are positive: no sum below is smaller than that of the best component.
+            likelihood = (log_prob - best[:, None]).exp_()  # (N, K, rows, columns)
+            marginal = (likelihood * marginal_weights[name]).sum(1).log()  # (N, rows, columns)
+            shortfall = -(likelihood * weights).sum(1).log()  # (N, rows, columns)
             columns += [
-                (log_prob + log_weights[name]).logsumexp(1).sum((1, 2)),
-                predicted.sum((1, 2)),
+                (best + marginal).sum((1, 2)),
+                (best - shortfall).sum((1, 2)),
                 (log_prob * weights).sum((1, 2, 3)),
                 best.sum((1, 2)),
                 shortfall.square().mean((1, 2)).sqrt(),

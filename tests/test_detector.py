@@ -2,6 +2,7 @@ import pickle
 
 import numpy as np
 import pytest
+import torch
 from sklearn.base import clone, is_outlier_detector
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GridSearchCV, PredefinedSplit
@@ -9,7 +10,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 
 from skdcgmm import ConvGMM, DCGMMEstimator, DCGMMOutlierDetector
-from skdcgmm._outliers import Surprise, Typicality
+from skdcgmm._outliers import Surprise, Typicality, views
 
 METHODS = ["surprise", "typicality", "density", "contrast", "layer"]
 
@@ -47,7 +48,8 @@ def test_statistics_are_sums_over_windows(fitted, digits):
     network = fitted._network
     images = fitted._check_fitted_images(X)
     found = fitted._statistics(images)
-    assert found.shape == (20, 7)
+    assert found.shape == (20, 8, 7)
+    found = found[:, 0]
     x = images.tensor(slice(None), network.scale)
     (name, _, log_prob), (_, top, whole) = network.climb(x)
     log_prob = log_prob.detach().cpu().double().numpy()  # (N, J, 2, 2)
@@ -74,22 +76,68 @@ def test_statistics_are_sums_over_windows(fitted, digits):
     np.testing.assert_allclose(found[:, 6] - jacobian, log_density, rtol=1e-4)
 
 
-def test_surprise_is_standardised_by_training_images(rng):
-    statistics = rng.normal(size=(500, 13)) * np.arange(1, 14)
-    score = Surprise().fit(statistics, None).score(statistics)
+def test_views_are_all_symmetries_of_the_frame(fitted, digits):
+    x = torch.arange(9.0).view(1, 1, 3, 3)
+    turned = [x.rot90(n, (2, 3)) for n in range(4)]
+    expected = {tuple(view.flatten().tolist()) for y in turned for view in (y, y.flip(3))}
+    found = [tuple(view.flatten().tolist()) for view in views(x)]
+    assert found[0] == tuple(range(9))
+    assert len(found) == 8
+    assert set(found) == expected
+    oblong = views(torch.arange(6.0).view(1, 1, 2, 3))
+    assert len({tuple(view.flatten().tolist()) for view in oblong}) == len(oblong) == 4
+    # The statistics of a view are those of an image that looks so.
+    X = digits[0][:10].reshape(-1, 8, 8)
+    found = fitted._statistics(fitted._check_fitted_images(X.reshape(-1, 64)))
+    mirrored = fitted._statistics(fitted._check_fitted_images(X[:, ::-1].reshape(-1, 64)))
+    np.testing.assert_allclose(found[:, 1], mirrored[:, 0], rtol=1e-5)
+
+
+def typical_statistics(rng, n_images=500):
+    """Of a stack of three layers, and eight views."""
+    return rng.normal(size=(n_images, 8, 13)) * np.arange(1, 14)
+
+
+@pytest.mark.parametrize("calibration", [Surprise, Typicality])
+def test_calibrated_scores_are_sums_of_standardised_terms(rng, calibration):
+    statistics = typical_statistics(rng)
+    est = calibration().fit(statistics, np.random.RandomState(0))
+    score = est.score(statistics)
     assert score.mean() == pytest.approx(0, abs=1e-9)
-    worse = statistics.copy()
-    worse[:, 4] += 1  # a larger shortfall in the first layer
-    assert (Surprise().fit(statistics, None).score(worse) < score).all()
-    better = statistics.copy()
-    better[:, -1] += 1  # the whole gains on its parts
-    assert (Surprise().fit(statistics, None).score(better) > score).all()
+    terms = est._terms(statistics)
+    by_hand = ((terms - terms.mean(0)) / terms.std(0)).sum(1)
+    np.testing.assert_allclose(score, by_hand, atol=1e-9)
+    # Units of the statistics do not matter, nor does the order of the views.
+    other = calibration().fit(statistics[:, [0, *range(7, 0, -1)]], np.random.RandomState(0))
+    np.testing.assert_allclose(other._terms(statistics)[:, 1:], terms[:, 1:], atol=1e-9)
+
+
+@pytest.mark.parametrize("calibration", [Surprise, Typicality])
+def test_what_lowers_a_score(rng, calibration):
+    statistics = typical_statistics(rng)
+    est = calibration().fit(statistics, np.random.RandomState(0))
+
+    def change(index, view, step):
+        changed = statistics.copy()
+        changed[:, view, index] += step
+        return np.delete(est._terms(changed) - est._terms(statistics), 0, axis=1)
+
+    likelier_views = change(-1, slice(1, None), 5.0)
+    assert (likelier_views[:, 0] < 0).all()
+    if calibration is Surprise:
+        worse_parts = change(4, 0, 1.0)  # a larger shortfall in the first layer
+        assert (worse_parts[:, 1] < 0).all()
+        assert (change(4, slice(1, None), 1.0)[:, 1] > 0).all()
+        together = change(-1, 0, 1.0)  # the whole gains on its parts
+        assert (together[:, 2] > 0).all()
 
 
 def test_typicality_is_low_on_both_sides(rng):
-    statistics = rng.normal(size=(500, 7))
+    statistics = typical_statistics(rng)
     est = Typicality().fit(statistics, np.random.RandomState(0))
-    typical, low, high = est.score(np.array([[0.0] * 7, [-6.0] * 7, [6.0] * 7]))
+    typical, low, high = est._terms(
+        np.stack([np.full((8, 13), value) * np.arange(1, 14) for value in (0.0, -6.0, 6.0)])
+    )[:, 0]
     assert typical > low
     assert typical > high
 
@@ -133,7 +181,7 @@ def test_missing_pixels_say_nothing(fitted, digits):
     """A window without pixels has no log density, and falls short of nothing."""
     X = digits[0][:50].reshape(-1, 8, 8).copy()
     X[:, :4, :4] = np.nan
-    statistics = fitted._statistics(fitted._check_fitted_images(X.reshape(-1, 64)))
+    statistics = fitted._statistics(fitted._check_fitted_images(X.reshape(-1, 64)))[:, 0]
     x = fitted._check_fitted_images(X.reshape(-1, 64)).tensor(slice(None), fitted._network.scale)
     windows = next(fitted._network.climb(x))[2].detach().cpu()  # (N, K, 2, 2)
     np.testing.assert_array_equal(windows[:, :, 0, 0], 0)

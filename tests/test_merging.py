@@ -44,7 +44,7 @@ def test_first_merger_is_the_pair_of_largest_overlap(rng):
     posterior = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
     ratio = {
         (i, j): (posterior[:, i] * posterior[:, j]).mean()
-        / (posterior[:, i].mean() * posterior[:, j].mean())
+        / (posterior[:, i].mean() * posterior[:, j].mean()) ** 0.75
         for i, j in itertools.combinations(range(5), 2)
     }
     i, j = max(ratio, key=ratio.get)

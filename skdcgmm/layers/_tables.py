@@ -103,8 +103,8 @@ class CategoricalEmission(Emission):
     @torch.no_grad()
     def weights_below(self, weights: Tensor, size: Size) -> Tensor:
         """Weights (N, J, H, W) of the cells below, given those of the windows."""
-        by_cell = self._by_cell(weights, size)  # (N, K, H, W)
-        return torch.einsum("nkhw,hwkj->njhw", by_cell, self.tables(size))
+        by_cell = self._by_cell(weights, size).permute(2, 3, 0, 1)  # (H, W, N, K)
+        return (by_cell @ self.tables(size)).permute(2, 3, 0, 1)
 
     def sample(
         self,
@@ -140,5 +140,7 @@ class CategoricalEmission(Emission):
     def _by_cell(self, x: Tensor, size: Size) -> Tensor:
         """Hand what windows (N, C, rows, columns) hold to their cells (N, C, *size)."""
         height, width = self.window
-        x = x.repeat_interleave(height, 2).repeat_interleave(width, 3)
-        return x[:, :, : size[0], : size[1]]
+        row = torch.arange(size[0], device=x.device)[:, None] // height  # (H, 1)
+        column = torch.arange(size[1], device=x.device) // width  # (W,)
+        # By positions first, as layers leave their values in memory.
+        return x.permute(2, 3, 0, 1)[row, column].permute(2, 3, 0, 1)

@@ -1,8 +1,9 @@
-"""Tables of the documentation from the benchmarks' rows: one file of reStructuredText each."""
+"""Tables and plots of the documentation from the benchmarks' rows."""
 
 import json
 from collections import defaultdict
 
+import matplotlib.pyplot as plt
 import numpy as np
 
 # By benchmark: what names a line of its table, beside the model; what its columns spread over; and
@@ -18,6 +19,9 @@ TABLES = {
     "density": ([], None, ["test_nats", "train_nats"]),
 }
 COSTS = ["fit_s", "score_s", "peak_gib"]
+# What the plots show, and on which scale.
+PLOTS = {"outliers": ("auc", "linear"), "clustering": ("nmi", "linear"),
+         "sampling": ("frechet", "log"), "density": ("test_nats", "linear")}  # fmt: skip
 
 
 def read(path):
@@ -30,16 +34,51 @@ def write(folder):
         text = "".join(
             table(rows, data, labels, spread, figures) for data in in_order(rows, "data")
         )
+        if rows:
+            plot(rows, labels, *PLOTS[name]).savefig(folder / f"{name}.png", dpi=100)
+            text += f".. image:: benchmarks/{name}.png\n   :alt: The same as dots.\n"
         (folder / f"{name}.rst").write_text(text or "Not measured yet.\n")
+
+
+def lines_of(rows, labels):
+    """Rows by the model and the other labels of their line."""
+    lines = defaultdict(list)
+    for row in rows:
+        lines[(row["model"], *(row.get(label) for label in labels))].append(row)
+    return lines
+
+
+def plot(rows, labels, figure, scale):
+    """One panel for each data set, one line for each model: every row a dot, their mean a bar."""
+    rows = [row for row in rows if row.get(figure) is not None]
+    datas = in_order(rows, "data")
+    height = 1.2 + 0.25 * max(
+        len(lines_of([r for r in rows if r["data"] == data], labels)) for data in datas
+    )
+    picture, axes = plt.subplots(
+        1, len(datas), figsize=(5.5 * len(datas), height), layout="constrained", squeeze=False
+    )
+    for data, ax in zip(datas, axes[0], strict=True):
+        lines = lines_of([row for row in rows if row["data"] == data], labels)
+        means = {key: np.mean([row[figure] for row in group]) for key, group in lines.items()}
+        ordered = sorted(lines, key=means.get)
+        for y, key in enumerate(ordered):
+            colour = "C1" if "DCGMM" in key[0] else "C0"
+            values = [row[figure] for row in lines[key]]
+            ax.plot(values, [y] * len(values), "o", color=colour, alpha=0.4, markersize=4)
+            ax.plot(means[key], y, "|", color=colour, markersize=14, markeredgewidth=2)
+        names = [", ".join(str(part) for part in key if part is not None) for key in ordered]
+        ax.set(title=data, xlabel=figure, xscale=scale, yticks=range(len(names)))
+        ax.set_yticklabels(names)
+        ax.grid(axis="x", alpha=0.3)
+    return picture
 
 
 def table(rows, data, labels, spread, figures):
     """A table of means over seeds, with the range between seeds where there are several."""
     rows = [row for row in rows if row["data"] == data]
     seeds = in_order(rows, "seed")
-    lines = defaultdict(list)
-    for row in rows:
-        lines[(row["model"], *(row.get(label) for label in labels))].append(row)
+    lines = lines_of(rows, labels)
     columns = []
     if spread == "left_out":
         columns = [(str(value), "auc", {spread: value}) for value in sorted(in_order(rows, spread))]

@@ -19,7 +19,12 @@ _FASTER, _SLOWER = 1.5, 0.3
 
 @torch.no_grad()
 def sample(
-    network: Network, n_samples: int, cluster: int | None, generation: Generation, batch_size: int
+    network: Network,
+    n_samples: int,
+    cluster: int | None,
+    generation: Generation,
+    batch_size: int,
+    sharpening_steps: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Draw images and the clusters they came from.
 
@@ -32,6 +37,7 @@ def sample(
     generation : Generation
     batch_size : int
         Number of images to draw at a time.
+    sharpening_steps : int
 
     Returns
     -------
@@ -43,13 +49,28 @@ def sample(
         weights = weights.masked_fill(network.clusters != cluster, -torch.inf)
     weights = weights.softmax(0)
     components = _categorical.sample(weights.expand(n_samples, -1), generation.generator)
-    images = [network.down(part, generation).cpu() for part in torch.split(components, batch_size)]
+    images = []
+    for part in torch.split(components, batch_size):
+        drawn = network.down(part, generation)  # (N, C, H, W)
+        images.append(sharp(network, drawn, sharpening_steps).cpu())
     return torch.cat(images), network.clusters[components].cpu()
 
 
+def sharp(network: Network, x: Tensor, n_steps: int, free: Tensor | None = None) -> Tensor:
+    """Images (N, C, H, W) sharpened for the whole stack."""
+    if n_steps == 0:
+        return x
+    return sharpen(network, x, network.stack_log_prob, n_steps, free=free)[0]
+
+
 def sharpen(
-    network: Network, x: Tensor, score: Callable[[Tensor], Tensor], n_steps: int, pull: float
-) -> Tensor:
+    network: Network,
+    x: Tensor,
+    score: Callable[[Tensor], Tensor],
+    n_steps: int,
+    pull: float = 0.0,
+    free: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """Climb a score of images by gradient ascent on pixels.
 
     Each image has its own step size, which grows after a step that raised its objective
@@ -65,10 +86,14 @@ def sharpen(
     n_steps : int
     pull : float
         Weight of the pull towards the start, with pixels at the layers' scale.
+    free : Tensor of shape (N, C, H, W) or None
+        The pixels that may change; None is all.
 
     Returns
     -------
-    Tensor of shape (N, C, H, W)
+    images : Tensor of shape (N, C, H, W)
+    values : Tensor of shape (N, n_steps + 1)
+        The objective at the start and after each step.
     """
     start = x
 
@@ -79,17 +104,19 @@ def sharpen(
             distance = moved.square().mean((1, 2, 3))  # (N,)
             value = score(x) - pull * distance  # (N,)
             (gradient,) = torch.autograd.grad(value.sum(), x)
-        return value.detach(), gradient
+        return value.detach(), gradient if free is None else gradient * free
 
     rate = _FIRST_RATE * network.scale**2 * torch.ones_like(x[:, :1, :1, :1])  # (N, 1 or C, 1, 1)
     value, gradient = value_and_gradient(x)
+    values = [value]
     for _ in range(n_steps):
         candidate = x + rate * gradient  # (N, C, H, W)
         new_value, new_gradient = value_and_gradient(candidate)
         rose = new_value > value  # (N,)
         value = torch.where(rose, new_value, value)
+        values.append(value)
         rose = rose[:, None, None, None]  # (N, 1, 1, 1)
         x = torch.where(rose, candidate, x)
         gradient = torch.where(rose, new_gradient, gradient)
         rate = torch.where(rose, _FASTER * rate, _SLOWER * rate)
-    return x
+    return x, torch.stack(values, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
@@ -13,7 +14,14 @@ from skdcgmm import _generation
 from skdcgmm._base import BaseDCGMM
 from skdcgmm._network import Network
 from skdcgmm._tree import JointNetwork
-from skdcgmm._validation import Images, answer, check_choice, check_number, make_generator
+from skdcgmm._validation import (
+    Images,
+    answer,
+    check_choice,
+    check_mask,
+    check_number,
+    make_generator,
+)
 from skdcgmm.layers import Generation
 
 IMPUTE_METHODS = ("mean", "sample")
@@ -73,69 +81,120 @@ class GenerativeDCGMM(BaseDCGMM):
         check_number("n_samples", n_samples, low=1, integer=True)
         n_clusters = network.n_clusters
         check_number("cluster", cluster, low=0, high=n_clusters, integer=True, optional="drawn")
-        check_number("temperature", temperature, low=0, optional="by the stack")
-        check_number("top_s", top_s, low=1, integer=True, optional="by objective")
         check_number("sharpening_steps", sharpening_steps, low=0, integer=True)
-        exact = isinstance(network, JointNetwork)
-        if temperature is None:
-            temperature = 1.0 if exact else _DEEP_TEMPERATURE
-        if top_s is None and not exact:
-            top_s = 1
-        seed = self.random_state if random_state is None else random_state
-        generation = Generation(temperature, top_s, make_generator(seed, network.scale.device))
+        generation = self._generation(temperature, top_s, random_state)
         batch_size = Images.batch_size(network.numbers_per_image)
-        images, labels = _generation.sample(network, n_samples, cluster, generation, batch_size)
-        rows = images.permute(0, 2, 3, 1).reshape(n_samples, *self._row_shape).numpy()
-        if sharpening_steps:
-            drawn = Images(rows.reshape(n_samples, -1), network.image_shape, self._row_shape)
-            rows = self._sharpened(drawn, None, sharpening_steps, 0.0)
+        images, labels = _generation.sample(
+            network, n_samples, cluster, generation, batch_size, sharpening_steps
+        )
+        rows = _rows(images).reshape(n_samples, *self._row_shape).numpy()
         return rows, labels.numpy()
+
+    def sample_like(
+        self,
+        X: Any,
+        *,
+        layer: int | str = -1,
+        n_samples: int = 1,
+        temperature: float | None = None,
+        top_s: int | None = None,
+        sharpening_steps: int = 0,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> Any:
+        """Draw variants of images: what the model sees in them at a layer, drawn anew.
+
+        From the top layer, another image of the same cluster; from a lower one, the same parts,
+        drawn anew where they are. A joint stack draws the components of the layer and of those
+        above from their exact posterior, and what is below as `sample` does. A layer-wise stack
+        goes down from the responsibilities of the layer.
+
+        Parameters
+        ----------
+        X : array-like or Tensor, as in `fit`
+            NaN where missing; variants are whole.
+        layer : int or str, default=-1
+            A mixture layer: its index among the mixture layers, or name.
+        n_samples : int, default=1
+            Variants of each image.
+        temperature, top_s, sharpening_steps, random_state
+            As for `sample`.
+
+        Returns
+        -------
+        ndarray or Tensor of shape (n_images, n_samples, ...)
+            In the shape of the rows of X in `fit`.
+        """
+        images = self._check_fitted_images(X)
+        check_number("n_samples", n_samples, low=1, integer=True)
+        check_number("sharpening_steps", sharpening_steps, low=0, integer=True)
+        name = self._mixture_name(self._network, "layer", layer)
+        generation = self._generation(temperature, top_s, random_state)
+
+        def rows(network: Network, x: Tensor) -> Tensor:
+            drawn = network.variants(x, name, generation)
+            return _rows(_generation.sharp(network, drawn, sharpening_steps))
+
+        repeated = images.take(np.repeat(np.arange(len(images)), n_samples))
+        drawn = self._map(repeated, rows)
+        return answer(X, drawn.reshape(len(images), n_samples, *images.row_shape))
 
     def impute(
         self,
         X: Any,
         *,
+        mask: Any = None,
         method: str = "mean",
+        sharpening_steps: int = 0,
         random_state: int | np.random.RandomState | None = None,
     ) -> Any:
         """Fill in missing pixels, given the observed ones.
+
+        A joint stack takes the exact conditional distribution. In a layer-wise stack of several
+        layers, missing pixels have no part in the scores of the first layer, and are then taken
+        from a variant of the image, as by `sample_like` from the top layer.
 
         Parameters
         ----------
         X : array-like or Tensor, as in `fit`
             NaN where missing. Observed pixels stay as they are.
+        mask : array-like of bool of the shape of X, default=None
+            True where X is to be taken as missing, besides NaN.
         method : {"mean", "sample"}, default="mean"
-            The mean of the exact conditional distribution, or a draw from it.
+            The mean given the observed pixels, or a draw. A layer-wise stack takes the means of the
+            likeliest components for a mean.
+        sharpening_steps : int, default=0
+            Steps of `sharpen` on the missing pixels, to smooth over the seams.
         random_state : int, RandomState instance or None, default=None
             Seed of the draws; None is that of the estimator.
 
         Returns
         -------
         ndarray or Tensor of the shape of X
-
-        Raises
-        ------
-        ValueError
-            If the model has no density: a layer-wise stack of several layers.
         """
         images = self._check_fitted_images(X)
+        images = images.hide(check_mask(mask, images))
         check_choice("method", method, IMPUTE_METHODS)
-        device = self._joint_network("impute").scale.device
-        seed = self.random_state if random_state is None else random_state
-        generation = Generation(generator=make_generator(seed, device))
+        check_number("sharpening_steps", sharpening_steps, low=0, integer=True)
+        generation = self._generation(None, None, random_state)
 
-        def rows(network: JointNetwork, x: Tensor) -> Tensor:
+        def rows(network: Network, x: Tensor) -> Tensor:
             mean = method == "mean"
             filled = network.impute_mean(x) if mean else network.impute_sample(x, generation)
-            return filled.permute(0, 2, 3, 1).flatten(1)
+            return _rows(_generation.sharp(network, filled, sharpening_steps, free=x.isnan()))
 
-        filled = self._map_joint(images, "impute", rows)
+        filled = self._map(images, rows)
         # Observed values exactly as they came, in whatever precision the stack computes.
         filled = np.where(np.isnan(images.rows), filled, images.rows)
         return answer(X, filled.reshape(len(images), *images.row_shape))
 
     def sharpen(
-        self, X: Any, *, layer: int | str | None = None, n_steps: int = 100, pull: float = 0.0
+        self,
+        X: Any,
+        *,
+        layer: int | str | None = None,
+        n_steps: int = 100,
+        pull: float = 0.0,
+        return_values: bool = False,
     ) -> Any:
         """Raise the likelihood of images by gradient ascent on their pixels.
 
@@ -153,27 +212,51 @@ class GenerativeDCGMM(BaseDCGMM):
         n_steps : int, default=100
         pull : float, default=0.0
             Weight of the pull towards the start x0; pixels are scaled to a variance of 0.1.
+        return_values : bool, default=False
+            Whether to return what was climbed, too.
 
         Returns
         -------
-        ndarray or Tensor of the shape of X
+        images : ndarray or Tensor of the shape of X
+        values : ndarray or Tensor of shape (n_samples, n_steps + 1)
+            The objective at the start and after each step, which never falls; if `return_values`.
         """
         check_is_fitted(self)
         check_number("n_steps", n_steps, low=0, integer=True)
         check_number("pull", pull, low=0)
         name = None if layer is None else self._mixture_name(self._network, "layer", layer)
-        return answer(X, self._sharpened(self._check_fitted_images(X), name, n_steps, pull))
-
-    def _sharpened(
-        self, images: Images, name: str | None, n_steps: int, pull: float
-    ) -> NDArray[Any]:
-        """Sharpen images for the named layer or the whole stack, in the shape they came in."""
+        images = self._check_fitted_images(X)
 
         def rows(network: Network, x: Tensor) -> Tensor:
             def score(x: Tensor) -> Tensor:
                 return network.layer_log_prob(x, name) if name else network.stack_log_prob(x)
 
-            sharp = _generation.sharpen(network, x, score, n_steps, pull)
-            return sharp.permute(0, 2, 3, 1).flatten(1)
+            sharp, values = _generation.sharpen(network, x, score, n_steps, pull)
+            return torch.cat([_rows(sharp), values], 1)  # (N, D + n_steps + 1)
 
-        return self._map(images, rows).reshape(len(images), *images.row_shape)
+        sharp, values = np.hsplit(self._map(images, rows), [images.rows.shape[1]])
+        sharp = answer(X, sharp.reshape(len(images), *images.row_shape))
+        return (sharp, answer(X, values)) if return_values else sharp
+
+    def _generation(
+        self,
+        temperature: float | None,
+        top_s: int | None,
+        random_state: int | np.random.RandomState | None,
+    ) -> Generation:
+        """How to draw: what is not given by the stack, or by the estimator."""
+        check_number("temperature", temperature, low=0, optional="by the stack")
+        check_number("top_s", top_s, low=1, integer=True, optional="by objective")
+        exact = isinstance(self._network, JointNetwork)
+        if temperature is None:
+            temperature = 1.0 if exact else _DEEP_TEMPERATURE
+        if top_s is None and not exact:
+            top_s = 1
+        seed = self.random_state if random_state is None else random_state
+        device = self._network_in_place().scale.device
+        return Generation(temperature, top_s, make_generator(seed, device))
+
+
+def _rows(x: Tensor) -> Tensor:
+    """Images (N, C, H, W) as rows (N, H * W * C)."""
+    return x.permute(0, 2, 3, 1).flatten(1)

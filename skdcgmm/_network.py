@@ -123,6 +123,18 @@ class Network(nn.Module):
     def down(self, components: Tensor, generation: Generation) -> Tensor:
         """Images (N, C, H, W) drawn from the given top components (N,)."""
 
+    @abstractmethod
+    def variants(self, x: Tensor, name: str, generation: Generation) -> Tensor:
+        """Images drawn anew from the posterior of a mixture layer, given images (N, C, H, W)."""
+
+    @abstractmethod
+    def impute_mean(self, x: Tensor) -> Tensor:
+        """Images with each missing pixel at its mean given the observed ones, (N, C, H, W)."""
+
+    @abstractmethod
+    def impute_sample(self, x: Tensor, generation: Generation) -> Tensor:
+        """Images with missing pixels drawn given the observed ones, (N, C, H, W)."""
+
     def scores(self, x: Tensor) -> Tensor:
         """Log of weight times density of the top components, (N, K)."""
         log_prob = next(log_prob for _, layer, log_prob in self.climb(x) if layer is self.top)
@@ -217,8 +229,27 @@ class LayerwiseNetwork(Network):
     def down(self, components: Tensor, generation: Generation) -> Tensor:
         """Images drawn from top components: what a layer draws weighs the components below."""
         control = nn.functional.one_hot(components, self.top.n_components)
-        x = control.to(self.scale)[..., None, None]  # (N, K, 1, 1)
-        for layer in reversed(self.layers):
+        return self._down_from(self.names[-1], control.to(self.scale)[..., None, None], generation)
+
+    def variants(self, x: Tensor, name: str, generation: Generation) -> Tensor:
+        """Images drawn from the responsibilities of a mixture layer, given images."""
+        layer, log_prob = next((layer, z) for current, layer, z in self.climb(x) if current == name)
+        responsibilities = (log_prob + layer.log_weights).softmax(1)  # (N, K, rows, columns)
+        return self._down_from(name, responsibilities, generation)
+
+    def impute_mean(self, x: Tensor) -> Tensor:
+        """Missing pixels from the means of the likeliest components, from the top layer down."""
+        return self.impute_sample(x, Generation(temperature=0.0, top_s=1))
+
+    def impute_sample(self, x: Tensor, generation: Generation) -> Tensor:
+        """Missing pixels from a variant of the image; they had no part in its scores."""
+        drawn = self.variants(x, self.names[-1], generation)
+        return torch.where(x.isnan(), drawn, x)
+
+    def _down_from(self, name: str, control: Tensor, generation: Generation) -> Tensor:
+        """Images given weights of the components of the named layer, (N, K, rows, columns)."""
+        x = control
+        for layer in reversed(self.layers[: self.names.index(name) + 1]):
             assert isinstance(layer, Layer)
             x = layer.down(x.clamp_min(0), generation)
         return x * self.scale + self.shift

@@ -167,12 +167,21 @@ class JointNetwork(Network):
 
     def impute_sample(self, x: Tensor, generation: Generation) -> Tensor:
         """Images with missing pixels drawn given the observed ones, (N, C, H, W)."""
-        evidence = [log_prob for _, _, log_prob in self.climb(x)]
-        posterior = (evidence[-1] + self.top.log_weights).flatten(1).softmax(1)  # (N, K)
+        return torch.where(x.isnan(), self.variants(x, next(iter(self.mixtures)), generation), x)
+
+    def variants(self, x: Tensor, name: str, generation: Generation) -> Tensor:
+        """Images drawn given what images show to the components of a layer.
+
+        The components of that layer and of those above are drawn from their posterior; what is
+        below them is drawn as if there were no images.
+        """
+        *evidence, whole = [log_prob for _, _, log_prob in self.climb(x)]
+        posterior = (whole + self.top.log_weights).flatten(1).softmax(1)  # (N, K)
         kept = _categorical.keep_largest(posterior, generation.top_s)
         components = _categorical.sample(kept, generation.generator)  # (N,)
-        drawn = self._descend(components, evidence[:-1], generation)
-        return torch.where(x.isnan(), drawn, x)
+        level = list(self.mixtures).index(name)
+        known = [torch.zeros_like(z) for z in evidence[:level]] + evidence[level:]
+        return self._descend(components, known, generation)
 
     def down(self, components: Tensor, generation: Generation) -> Tensor:
         """Images drawn from top components."""

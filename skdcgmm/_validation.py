@@ -57,6 +57,14 @@ class Images:
         """Some of the images."""
         return replace(self, rows=self.rows[index])
 
+    def hide(self, mask: NDArray[np.bool_]) -> Images:
+        """The same with pixels missing where the mask (n_samples, features) is true."""
+        if not mask.any():
+            return self
+        rows = self.rows.astype(np.float64 if self.dtype == torch.float64 else np.float32)
+        rows[mask] = np.nan
+        return replace(self, rows=rows)
+
     def tensor(self, index: slice | NDArray[np.integer[Any]], like: Tensor) -> Tensor:
         """Some images (N, C, H, W), copied, with the dtype and device of `like`."""
         channels, height, width = self.shape
@@ -289,6 +297,21 @@ def check_number(
     )
     if not inside:
         raise ValueError(f"{expected}; got {value!r}.")
+
+
+def check_mask(mask: Any, images: Images) -> NDArray[np.bool_]:
+    """A mask of missing pixels as rows, (n_samples, features); None hides nothing."""
+    if mask is None:
+        return np.zeros(images.rows.shape, dtype=bool)
+    if isinstance(mask, Tensor):
+        mask = mask.cpu()
+    hidden: NDArray[np.bool_] = np.asarray(mask)
+    if hidden.dtype != bool:
+        raise TypeError(f"mask must hold booleans, true where X is missing; got {hidden.dtype}.")
+    expected = (len(images), *images.row_shape)
+    if hidden.shape not in (expected, images.rows.shape):
+        raise ValueError(f"mask must have the shape of X, {expected}; got {hidden.shape}.")
+    return hidden.reshape(images.rows.shape)
 
 
 def make_generator(random_state: Any, device: torch.device | str = "cpu") -> torch.Generator:

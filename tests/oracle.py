@@ -117,7 +117,8 @@ def tree_layers(estimator):
 def paths(estimator):
     """Every choice of components in the whole tree: its probability, and its pixels' Gaussians.
 
-    Yields (y, probability, means (H, W, C), variances (H, W, C)), y being the top component.
+    Yields (choices, probability, means (H, W, C), variances (H, W, C)). Choices are the components
+    of each layer from the top down, one tuple of all positions for each.
     """
     (first, kernel, _, first_means), *upper = tree_layers(estimator)
     height, width, channels = estimator.image_shape_
@@ -140,8 +141,9 @@ def paths(estimator):
 
     def descend(components, level):
         """Choices below the given components {(row, column): k} of a layer."""
+        choices = (tuple(components.values()),)
         if level < 0:
-            yield 1.0, components
+            yield choices, 1.0, components
             return
         _, (h, w), (ph, pw), means = upper[level]
         below = (first_means if level == 0 else upper[level - 1][3]).shape
@@ -153,23 +155,24 @@ def paths(estimator):
         for choice in itertools.product(range(below[2]), repeat=len(cells)):
             probability = np.prod([t[j] for t, j in zip(tables, choice, strict=True)])
             chosen = dict(zip(cells, choice, strict=True))
-            for further, lowest in descend(chosen, level - 1):
-                yield probability * further, lowest
+            for below, further, lowest in descend(chosen, level - 1):
+                yield choices + below, probability * further, lowest
 
     top = tree_layers(estimator)[-1][0]
     for y, weight in enumerate(estimator.weights_[top].astype(np.float64)):
-        for probability, components in descend({(0, 0): y}, len(upper) - 1):
-            yield y, weight * probability, *pixels(components)
+        for choices, probability, components in descend({(0, 0): y}, len(upper) - 1):
+            yield choices, weight * probability, *pixels(components)
 
 
 class Enumeration:
     """The density as one flat mixture with a component for each path."""
 
     def __init__(self, estimator):
-        y, probabilities, means, variances = zip(*paths(estimator), strict=True)
-        self.y, self.probabilities = np.array(y), np.array(probabilities)
-        self.means = np.array(means).reshape(len(y), -1)
-        self.variances = np.array(variances).reshape(len(y), -1)
+        choices, probabilities, means, variances = zip(*paths(estimator), strict=True)
+        self.choices, self.probabilities = choices, np.array(probabilities)
+        self.y = np.array([top for ((top,), *_) in choices])
+        self.means = np.array(means).reshape(len(choices), -1)
+        self.variances = np.array(variances).reshape(len(choices), -1)
 
     def joint(self, X):
         """Log of probability times density of the observed values, (N, paths)."""
@@ -190,9 +193,22 @@ class Enumeration:
         mean = softmax(self.joint(X), axis=1) @ self.means
         return np.where(np.isnan(X), mean, X)
 
-    def moments(self):
-        """Mean (D,) and covariance (D, D)."""
-        mean = self.probabilities @ self.means
-        second = np.einsum("p,pi,pj->ij", self.probabilities, self.means, self.means)
-        variances = np.diag(self.probabilities @ self.variances)
+    def given_layers(self, x, n_layers):
+        """Probability of each path if the upper layers choose given an image (D,), others anew."""
+        posterior = softmax(self.joint(x[None])[0])
+        groups = [choices[:n_layers] for choices in self.choices]
+        seen = dict.fromkeys(groups, 0.0)
+        prior = dict(seen)
+        for group, p, q in zip(groups, posterior, self.probabilities, strict=True):
+            seen[group] += p
+            prior[group] += q
+        return self.probabilities * np.array([seen[group] / prior[group] for group in groups])
+
+    def moments(self, probabilities=None):
+        """Mean (D,) and covariance (D, D), given other probabilities of the paths than theirs."""
+        if probabilities is None:
+            probabilities = self.probabilities
+        mean = probabilities @ self.means
+        second = np.einsum("p,pi,pj->ij", probabilities, self.means, self.means)
+        variances = np.diag(probabilities @ self.variances)
         return mean, second + variances - np.outer(mean, mean)

@@ -119,7 +119,7 @@ def test_sharpening_climbs_any_score(fitted):
     def score(x):
         return -(x - target).square().sum((1, 2, 3))
 
-    sharp = _generation.sharpen(fitted._network, start, score, 300, 0.0)
+    sharp, _ = _generation.sharpen(fitted._network, start, score, 300)
     torch.testing.assert_close(sharp, target, atol=1e-3, rtol=0)
 
 

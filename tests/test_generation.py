@@ -86,6 +86,23 @@ def test_sharpening_never_lowers_its_score(fitted, digits, layer):
     assert (scores[-1] > scores[0]).all()
 
 
+@pytest.mark.parametrize("pull", [0.0, 10.0])
+def test_sharpening_tells_what_it_climbed(fitted, digits, pull):
+    X = digits[0][:10]
+    sharp, values = fitted.sharpen(X, n_steps=8, pull=pull, return_values=True)
+    np.testing.assert_array_equal(sharp, fitted.sharpen(X, n_steps=8, pull=pull))
+    assert values.shape == (10, 9)
+    assert (np.diff(values, axis=1) >= 0).all()
+    network = fitted._network
+    ends = [
+        network.stack_log_prob(torch.from_numpy(x).float().view(-1, 1, 8, 8)).detach().numpy()
+        for x in (X, sharp)
+    ]
+    moved = np.square((sharp - X) / network.scale.item()).mean(1)
+    np.testing.assert_allclose(values[:, 0], ends[0], rtol=1e-4)
+    np.testing.assert_allclose(values[:, -1], ends[1] - pull * moved, rtol=1e-3)
+
+
 def test_sharpening_a_single_gaussian_goes_to_its_mean(rng):
     X = rng.normal(size=(100, 3)) * [1, 2, 0.5] + 4
     est = DCGMMEstimator(1, max_epochs=30, random_state=0).fit(X)

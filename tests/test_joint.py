@@ -509,7 +509,7 @@ def test_any_windows_that_do_not_tile_are_refused(digits, layers):
 def test_layerwise_stacks_have_no_density(digits):
     est = DCGMMEstimator(layers=[ConvGMM(3, 4, 2), ConvGMM(2)], image_shape=(8, 8))
     est.set_params(objective="layerwise", max_epochs=1).fit(digits[0])
-    for method in (est.score, est.score_samples, est.bic, est.impute):
+    for method in (est.score, est.score_samples, est.bic):
         with pytest.raises(ValueError, match="objective='joint'"):
             method(digits[0])
     est.set_params(score_method="layer").score_samples(digits[0])

@@ -107,6 +107,9 @@ class DCGMMEstimator(
         spherical.
     clusters_ : ndarray of shape (K,)
         The cluster of each top component.
+    cluster_centers_ : ndarray of shape (n_clusters, n_features)
+        Mean image of each cluster. A layer-wise stack has none: the image without noise of the
+        likeliest path down, or the mean of several.
     labels_ : ndarray of shape (n_samples,)
         Clusters of the images of the last `fit`, or of the last chunk.
     history_ : list of dict

@@ -144,6 +144,8 @@ class GenerativeDCGMM(BaseDCGMM):
         *,
         mask: Any = None,
         method: str = "mean",
+        temperature: float | None = None,
+        top_s: int | None = None,
         sharpening_steps: int = 0,
         random_state: int | np.random.RandomState | None = None,
     ) -> Any:
@@ -162,6 +164,9 @@ class GenerativeDCGMM(BaseDCGMM):
         method : {"mean", "sample"}, default="mean"
             The mean given the observed pixels, or a draw. A layer-wise stack takes the means of the
             likeliest components for a mean.
+        temperature, top_s
+            Of draws, as for `sample`: with a temperature of 0, each draw shows the means of its
+            components, without pixel noise.
         sharpening_steps : int, default=0
             Steps of `sharpen` on the missing pixels, to smooth over the seams.
         random_state : int, RandomState instance or None, default=None
@@ -175,7 +180,7 @@ class GenerativeDCGMM(BaseDCGMM):
         images = images.hide(check_mask(mask, images))
         check_choice("method", method, IMPUTE_METHODS)
         check_number("sharpening_steps", sharpening_steps, low=0, integer=True)
-        generation = self._generation(None, None, random_state)
+        generation = self._generation(temperature, top_s, random_state)
 
         def rows(network: Network, x: Tensor) -> Tensor:
             mean = method == "mean"

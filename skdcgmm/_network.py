@@ -124,6 +124,10 @@ class Network(nn.Module):
         """Images (N, C, H, W) drawn from the given top components (N,)."""
 
     @abstractmethod
+    def component_means(self) -> Tensor:
+        """Mean image of each top component, (K, C, H, W)."""
+
+    @abstractmethod
     def variants(self, x: Tensor, name: str, generation: Generation) -> Tensor:
         """Images drawn anew from the posterior of a mixture layer, given images (N, C, H, W)."""
 
@@ -230,6 +234,12 @@ class LayerwiseNetwork(Network):
         """Images drawn from top components: what a layer draws weighs the components below."""
         control = nn.functional.one_hot(components, self.top.n_components)
         return self._down_from(self.names[-1], control.to(self.scale)[..., None, None], generation)
+
+    @torch.no_grad()
+    def component_means(self) -> Tensor:
+        """Images from the likeliest path down from each top component, without noise."""
+        components = torch.arange(self.top.n_components, device=self.scale.device)
+        return self.down(components, Generation(temperature=0.0, top_s=1))
 
     def variants(self, x: Tensor, name: str, generation: Generation) -> Tensor:
         """Images drawn from the responsibilities of a mixture layer, given images."""

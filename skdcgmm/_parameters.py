@@ -155,6 +155,17 @@ class FittedParametersMixin:
         return self._network.clusters.cpu().numpy()
 
     @property
+    def cluster_centers_(self) -> FloatArray:
+        """Mean image of each cluster, (n_clusters, n_features)."""
+        check_is_fitted(self)
+        network = self._network
+        means = network.component_means().permute(0, 2, 3, 1).flatten(1)  # (K, D)
+        weights = network.top.log_weights.detach().flatten().exp()  # (K,)
+        belongs = torch.nn.functional.one_hot(network.clusters, network.n_clusters)
+        shares = belongs * weights[:, None]  # (K, n_clusters)
+        return ((shares / shares.sum(0)).mT @ means).detach().cpu().numpy()
+
+    @property
     def n_parameters_(self) -> int:
         """Number of free parameters."""
         check_is_fitted(self)

@@ -158,12 +158,20 @@ class JointNetwork(Network):
             # The posterior is the derivative of the log density by what it weighs.
             return torch.autograd.grad(value, z)[0]
 
+    @torch.no_grad()
+    def component_means(self) -> Tensor:
+        """Mean image of each top component, (K, C, H, W)."""
+        each = torch.eye(self.top.n_components).to(self.scale)[:, :, None, None]  # (K, K, 1, 1)
+        return self._mean(next(iter(self._weights_below(each).values())))
+
     def impute_mean(self, x: Tensor) -> Tensor:
         """Images with each missing pixel at its mean given the observed ones, (N, C, H, W)."""
-        mean = self.first.gaussian.mean(
-            self.responsibilities(x), self.image_shape[1:], self.first.stride
-        )
-        return torch.where(x.isnan(), mean * self.scale + self.shift, x)
+        return torch.where(x.isnan(), self._mean(self.responsibilities(x)), x)
+
+    def _mean(self, weights: Tensor) -> Tensor:
+        """Mean images given weights of the first layer's components, (N, K, rows, columns)."""
+        size, stride = self.image_shape[1:], self.first.stride
+        return self.first.gaussian.mean(weights, size, stride) * self.scale + self.shift
 
     def impute_sample(self, x: Tensor, generation: Generation) -> Tensor:
         """Images with missing pixels drawn given the observed ones, (N, C, H, W)."""

@@ -4,12 +4,10 @@ import ast
 from pathlib import Path
 
 import matplotlib.image
-import numpy as np
 import pytest
 
 import skdcgmm
 from skdcgmm.__main__ import main
-from skdcgmm.plotting import plot_images
 
 PACKAGE = Path(skdcgmm.__file__).parent
 
@@ -65,17 +63,6 @@ def test_files_stay_small(path):
 def test_public_names_are_there():
     for name in skdcgmm.__all__:
         assert hasattr(skdcgmm, name)
-
-
-def test_plot_images_lays_out_a_grid():
-    images = np.stack([np.full((2, 3), i / 4) for i in range(5)])
-    ax = plot_images(images, image_shape=(2, 3), n_columns=4)
-    canvas = ax.images[0].get_array()
-    assert canvas.shape == (2 * 3 + 1, 4 * 4 + 1)
-    assert (canvas[1:3, 5:8] == 0.25).all()  # the second image
-    assert (canvas[4:6, 1:4] == 1.0).all()  # the fifth, in the second row
-    colour = plot_images(np.ones((1, 2, 2, 3)), image_shape=(2, 2, 3)).images[0].get_array()
-    assert colour.shape == (4, 4, 3)
 
 
 @pytest.mark.slow

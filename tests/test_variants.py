@@ -78,6 +78,23 @@ def test_variants_are_images_of_the_cluster(digits, objective):
     np.testing.assert_array_equal(tensor.numpy(), drawn)
 
 
+def test_draws_without_noise_are_means_of_components():
+    for layers, image_shape in TINY:
+        est = randomised(layers, image_shape, seed=9)
+        enumeration = oracle.Enumeration(est)
+        image = np.random.default_rng(2).normal(size=int(np.prod(image_shape)))
+        image[-1] = np.nan
+        X = np.tile(image, (2000, 1))
+        drawn = est.impute(X, method="sample", temperature=0, random_state=0)[:, -1]
+        values, counts = np.unique(drawn.round(9), return_counts=True)
+        assert set(values) <= set(enumeration.means[:, -1].round(9))
+        # How often each mean comes up is the posterior of its paths.
+        posterior = np.exp(enumeration.joint(image[None])[0] - enumeration.log_prob(image[None]))
+        for value, count in zip(values, counts, strict=True):
+            p = posterior[enumeration.means[:, -1].round(9) == value].sum()
+            assert abs(count / 2000 - p) < 5 * np.sqrt(p * (1 - p) / 2000) + 1e-9
+
+
 def test_layerwise_stacks_fill_in_missing_pixels(digits):
     X, _ = digits
     est = DCGMMEstimator(
@@ -113,3 +130,28 @@ def test_arguments_of_variants_are_checked(digits, arguments, message):
     est = DCGMMEstimator(layers=[ConvGMM(3)], image_shape=(8, 8), max_epochs=1).fit(digits[0])
     with pytest.raises(ValueError, match=message):
         est.sample_like(digits[0][:2], **arguments)
+
+
+def test_cluster_centers_are_the_means_of_the_paths():
+    for layers, image_shape in TINY:
+        est = randomised(layers, image_shape, seed=8)
+        enumeration = oracle.Enumeration(est)
+        weights = enumeration.probabilities
+        expected = [
+            np.average(enumeration.means[of_k], axis=0, weights=weights[of_k])
+            for of_k in (enumeration.y == k for k in np.unique(enumeration.y))
+        ]
+        np.testing.assert_allclose(est.cluster_centers_, expected, atol=1e-9)
+
+
+def test_centers_of_merged_clusters_are_weighted_means(digits):
+    X, _ = digits
+    est = DCGMMEstimator(4, image_shape=(8, 8), max_epochs=5, random_state=0).fit(X)
+    centers = est.cluster_centers_
+    assert centers.shape == (4, 64)
+    each = DCGMMEstimator(image_shape=(8, 8), max_epochs=5, random_state=0).fit(X)
+    weights = next(reversed(each.weights_.values()))
+    for cluster, center in enumerate(centers):
+        belongs = est.clusters_ == cluster
+        expected = np.average(each.cluster_centers_[belongs], axis=0, weights=weights[belongs])
+        np.testing.assert_allclose(center, expected, atol=1e-5)

@@ -8,11 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 
-# Of K components, an image belongs to about K to this power when overlaps are looked at.
-_SHARED_EXPONENT = 0.3
-# Overlaps are relative to masses to this power. With 1, clusters become of like size; with less, a
-# large one may stay as large as the images make it.
-_MASS_EXPONENT = 0.75
+# Of K components, an image belongs at least to K to this power when overlaps are looked at.
+_SHARED_EXPONENT = 0.1
 # Least mass of a component that takes part, in images; the others join where they overlap.
 _MIN_MASS = 0.5
 _TINY = np.finfo(np.float64).tiny
@@ -27,10 +24,12 @@ def merge(
 ) -> NDArray[np.int64]:
     """Merge the components of a mixture whose posteriors overlap most, until few are left.
 
-    With p_i the posterior of component i given an image, two clusters overlap by E[p_i p_j] /
-    (E[p_i] E[p_j])^0.75: how often they share an image, relative to how often they would by chance,
-    but for the exponent. Posteriors add up when components merge. The density of the mixture stays
-    as it is.
+    With p_i the posterior of component i given an image, two clusters overlap by E[p_i p_j] over
+    the smaller of their masses E[p_i] and E[p_j], and over the root of the larger one. This is half
+    way between the share of the smaller cluster that the larger would take, by which small ones
+    merge into large ones, and the ratio to what chance would make of it, by which clusters become
+    of like size. Posteriors add up when components merge. The density of the mixture stays as it
+    is.
 
     Parameters
     ----------
@@ -90,7 +89,7 @@ def merge(
 
 def _expected(mass: FloatArray, other: FloatArray) -> FloatArray:
     """What overlaps of components of these masses are relative to."""
-    return np.maximum((mass * other) ** _MASS_EXPONENT, _TINY)
+    return np.maximum(np.minimum(mass, other) * np.sqrt(np.maximum(mass, other)), _TINY)
 
 
 def _overlapping_posterior(scores: FloatArray, weight: FloatArray) -> FloatArray:

@@ -42,9 +42,10 @@ def test_merging_follows_components_and_images(n_clusters, order, seed):
 def test_first_merger_is_the_pair_of_largest_overlap(rng):
     scores = rng.normal(size=(200, 5))
     posterior = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+    mass = posterior.mean(0)
     ratio = {
         (i, j): (posterior[:, i] * posterior[:, j]).mean()
-        / (posterior[:, i].mean() * posterior[:, j].mean()) ** 0.75
+        / (min(mass[i], mass[j]) * max(mass[i], mass[j]) ** 0.5)
         for i, j in itertools.combinations(range(5), 2)
     }
     i, j = max(ratio, key=ratio.get)

@@ -89,7 +89,8 @@ def merge(
 
 def _expected(mass: FloatArray, other: FloatArray) -> FloatArray:
     """What overlaps of components of these masses are relative to."""
-    return np.maximum(np.minimum(mass, other) * np.sqrt(np.maximum(mass, other)), _TINY)
+    relative: FloatArray = np.minimum(mass, other) * np.sqrt(np.maximum(mass, other))
+    return np.maximum(relative, _TINY)
 
 
 def _overlapping_posterior(scores: FloatArray, weight: FloatArray) -> FloatArray:

@@ -239,7 +239,7 @@ class LayerwiseNetwork(Network):
     def component_means(self) -> Tensor:
         """Images from the likeliest path down from each top component, without noise."""
         components = torch.arange(self.top.n_components, device=self.scale.device)
-        return self.down(components, Generation(temperature=0.0, top_s=1))
+        return self.down(components, self._likeliest())
 
     def variants(self, x: Tensor, name: str, generation: Generation) -> Tensor:
         """Images drawn from the responsibilities of a mixture layer, given images."""
@@ -249,12 +249,17 @@ class LayerwiseNetwork(Network):
 
     def impute_mean(self, x: Tensor) -> Tensor:
         """Missing pixels from the means of the likeliest components, from the top layer down."""
-        return self.impute_sample(x, Generation(temperature=0.0, top_s=1))
+        return self.impute_sample(x, self._likeliest())
 
     def impute_sample(self, x: Tensor, generation: Generation) -> Tensor:
         """Missing pixels from a variant of the image; they had no part in its scores."""
         drawn = self.variants(x, self.names[-1], generation)
         return torch.where(x.isnan(), drawn, x)
+
+    def _likeliest(self) -> Generation:
+        """Means of the likeliest components; a generator of its own leaves torch's alone."""
+        generator = torch.Generator(self.scale.device)
+        return Generation(temperature=0.0, top_s=1, generator=generator)
 
     def _down_from(self, name: str, control: Tensor, generation: Generation) -> Tensor:
         """Images given weights of the components of the named layer, (N, K, rows, columns)."""

@@ -104,7 +104,9 @@ def test_layerwise_stacks_fill_in_missing_pixels(digits):
     mask = np.zeros((8, 8), dtype=bool)
     mask[:, 4:] = True
     mask = np.broadcast_to(mask.ravel(), (200, 64))
+    state = torch.random.get_rng_state()
     filled = est.impute(X[:200], mask=mask)
+    assert torch.equal(torch.random.get_rng_state(), state)
     np.testing.assert_array_equal(filled[~mask], X[:200][~mask])
     np.testing.assert_array_equal(filled, est.impute(X[:200], mask=mask))
     error = np.square(filled - X[:200])[mask].mean()

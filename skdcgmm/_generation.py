@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from skdcgmm import _categorical
+from skdcgmm._gaussian import exact_products
 from skdcgmm._network import Network
 from skdcgmm.layers import Generation
 
@@ -60,7 +61,8 @@ def sharp(network: Network, x: Tensor, n_steps: int, free: Tensor | None = None)
     """Images (N, C, H, W) sharpened for the whole stack."""
     if n_steps == 0:
         return x
-    return sharpen(network, x, network.stack_log_prob, n_steps, free=free)[0]
+    with exact_products(x.device):
+        return sharpen(network, x, network.stack_log_prob, n_steps, free=free)[0]
 
 
 def sharpen(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.utils import check_random_state
+from sklearn.utils import check_consistent_length, check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 from tqdm import tqdm
@@ -127,11 +128,9 @@ class BaseDCGMM(FittedParametersMixin, LayersMixin):
             self.layers, self.n_components, images, reserved, self.objective
         )
 
-    def _start(
-        self, images: Images, weight: FloatArray | None, rng: np.random.RandomState
-    ) -> Network:
+    def _start(self, images: Images, rng: np.random.RandomState) -> Network:
         network = self._build(images)
-        _fitting.initialise(network, images, weight, self.reg_covar, rng)
+        _fitting.initialise(network, images, self.reg_covar, rng)
         return network.to(check_device(self.device))
 
     def _earlier_training(self, images: Images) -> tuple[Network | None, Any]:
@@ -152,7 +151,6 @@ class BaseDCGMM(FittedParametersMixin, LayersMixin):
         network: Network,
         progress: Any,
         images: Images,
-        weight: FloatArray | None,
         rng: np.random.RandomState,
         *,
         stream: bool = False,
@@ -169,8 +167,7 @@ class BaseDCGMM(FittedParametersMixin, LayersMixin):
 
             try:
                 result = _fitting.train_network(
-                    network, progress, images, weight, rng, settings,
-                    stream=stream, on_epoch=on_epoch,
+                    network, progress, images, rng, settings, stream=stream, on_epoch=on_epoch,
                 )  # fmt: skip
             except FloatingPointError as error:
                 default = OBJECTIVES[self.objective].learning_rate
@@ -178,7 +175,7 @@ class BaseDCGMM(FittedParametersMixin, LayersMixin):
                     f"learning_rate={self.learning_rate or default} made training diverge: "
                     f"{error}. Choose a smaller one; the default is {default}."
                 ) from error
-        _fitting.merge_components(network, images, weight, rng)
+        _fitting.merge_components(network, images, rng)
         channels, height, width = images.shape
         if stream and progress:
             result.history[0]["epoch"] = len(self.history_) + 1
@@ -192,17 +189,24 @@ class BaseDCGMM(FittedParametersMixin, LayersMixin):
         self.converged_ = result.converged
         self._fitted_objective = self.objective
 
-    def _fit(self, X: Any, sample_weight: Any) -> Images:
-        """Check everything and train; the images."""
+    def _fit(
+        self, X: Any, sample_weight: Any = None, y: NDArray[np.int64] | None = None
+    ) -> tuple[Images, Images]:
+        """Check everything and train; all images, and those trained on, with their labels."""
         self._check_parameters()
         images = check_images(self, X, check_image_shape(self.image_shape), reset=True)
-        seen, weight = check_weights(sample_weight, images)
+        if y is not None:
+            check_consistent_length(images.rows, y)
+            images = replace(images, y=y)
+        seen = check_weights(sample_weight, images)
         rng = check_random_state(self.random_state)
+        if seen.y is not None:
+            seen = _fitting.spread_labels(seen, rng)
         network, progress = self._earlier_training(seen)
         if network is None:
-            network = self._start(seen, weight, rng)
-        self._train(network, progress, seen, weight, rng)
-        return images
+            network = self._start(seen, rng)
+        self._train(network, progress, seen, rng)
+        return images, seen
 
     def _check_network(self, network: Network) -> None:
         """Check, before it is trained, that a network can do what the parameters ask for."""
@@ -236,6 +240,12 @@ class BaseDCGMM(FittedParametersMixin, LayersMixin):
             f"got {value!r}."
         )
 
+    @classmethod
+    def _mixture_names(cls, network: Network, parameter: str, value: Any) -> list[str]:
+        """The names of mixture layers given by one name or index, or by a list of them."""
+        values = value if isinstance(value, list | tuple) else [value]
+        return [cls._mixture_name(network, parameter, each) for each in values]
+
     def _map(self, images: Images, function: Callable[[Network, Tensor], Tensor]) -> NDArray[Any]:
         network = self._network_in_place()
         return images.map(lambda x: function(network, x), network.scale, network.numbers_per_image)
@@ -250,6 +260,15 @@ class BaseDCGMM(FittedParametersMixin, LayersMixin):
     def _apply(self, X: Any, function: Callable[[Network, Tensor], Tensor]) -> Any:
         """Apply a function of the network and image tensors to X; answer in kind."""
         return answer(X, self._map(self._check_fitted_images(X), function))
+
+    def _responsibilities(self, images: Images, names: list[str]) -> FloatArray:
+        """Responsibilities of the components of mixture layers as rows."""
+
+        def rows(network: Network, x: Tensor) -> Tensor:
+            by_layer = network.responsibilities(x, names)  # each (N, K, rows, columns)
+            return torch.cat([r.permute(0, 2, 3, 1).flatten(1) for r in by_layer], 1)
+
+        return self._map(images, rows)
 
     def _labels(self, images: Images) -> NDArray[Any]:
         return self._map(images, lambda network, x: network.cluster_probabilities(x).argmax(1))

@@ -131,7 +131,8 @@ class DCGMMOutlierDetector(OutlierMixin, BaseDCGMM):
             stays as it is.
         """
         with self._unchanged_on_failure():
-            self._calibrate(self._fit(X, None))
+            images, _ = self._fit(X)
+            self._calibrate(images)
         return self
 
     def calibrate(self, X: Any, score_method: str | None = None) -> Self:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
 from sklearn.utils import Tags, check_random_state
+from sklearn.utils.validation import check_is_fitted
 
-from skdcgmm._base import SCORE_METHODS
 from skdcgmm._generative import GenerativeDCGMM
 from skdcgmm._validation import (
     answer,
-    check_choice,
     check_image_shape,
     check_images,
+    check_number,
     check_weights,
 )
 
@@ -59,6 +62,8 @@ class DCGMMEstimator(
         averaged over its windows; all that a layer-wise stack of several layers has.
     score_layer : int or str, default=-1
         The mixture layer for `score_method="layer"`: its index among the mixture layers, or name.
+    transform_layers : int, str or list of these, default=None
+        The mixture layers whose responsibilities `transform` returns; None: those of the clusters.
     reg_covar : float, default=None
         Added to the variances of the first layer, in squared units of X. None: half of the
         variance of all pixels for images (0.05 for MNIST in 0-1), 1e-6 of each plain feature's.
@@ -153,6 +158,7 @@ class DCGMMEstimator(
         objective: str = "joint",
         score_method: str = "density",
         score_layer: int | str = -1,
+        transform_layers: int | str | Sequence[int | str] | None = None,
         reg_covar: float | None = None,
         max_epochs: int | None = None,
         batch_size: int | None = None,
@@ -171,6 +177,7 @@ class DCGMMEstimator(
         self.objective = objective
         self.score_method = score_method
         self.score_layer = score_layer
+        self.transform_layers = transform_layers
         self.reg_covar = reg_covar
         self.max_epochs = max_epochs
         self.batch_size = batch_size
@@ -207,7 +214,8 @@ class DCGMMEstimator(
             stays as it is.
         """
         with self._unchanged_on_failure():
-            self.labels_ = self._labels(self._fit(X, sample_weight))
+            images, _ = self._fit(X, sample_weight)
+            self.labels_ = self._labels(images)
         return self
 
     def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
@@ -241,13 +249,13 @@ class DCGMMEstimator(
                         f"begun with it; got {self.objective!r}. Set it back, or call fit."
                     )
                 images = self._check_fitted_images(X)
-                seen, weight = check_weights(sample_weight, images)
+                seen = check_weights(sample_weight, images)
                 network, progress = copy.deepcopy(self._network_in_place()), self._progress
             else:
                 images = check_images(self, X, check_image_shape(self.image_shape), reset=True)
-                seen, weight = check_weights(sample_weight, images)
-                network, progress = self._start(seen, weight, rng), None
-            self._train(network, progress, seen, weight, rng, stream=True)
+                seen = check_weights(sample_weight, images)
+                network, progress = self._start(seen, rng), None
+            self._train(network, progress, seen, rng, stream=True)
             self.labels_ = self._labels(images)
         return self
 
@@ -279,7 +287,7 @@ class DCGMMEstimator(
         return self._apply(X, lambda network, x: network.cluster_probabilities(x))
 
     def transform(self, X: Any) -> Any:
-        """Responsibilities of the clusters, as features.
+        """Responsibilities of the clusters, or of the components of chosen layers, as features.
 
         Parameters
         ----------
@@ -287,31 +295,69 @@ class DCGMMEstimator(
 
         Returns
         -------
-        ndarray or Tensor of shape (n_samples, n_clusters)
+        ndarray or Tensor of shape (n_samples, n_features_out)
+            `n_clusters` features; with `transform_layers`, those of one layer after the other, each
+            in the order (row, column, component).
         """
-        return self.predict_proba(X)
-
-    def score_samples(self, X: Any) -> Any:
-        """Score of each image by `score_method`.
-
-        Parameters
-        ----------
-        X : array-like or Tensor, as in `fit`
-
-        Returns
-        -------
-        ndarray or Tensor of shape (n_samples,)
-            In nats; the density in the units of X, of the observed values of each image.
-
-        Raises
-        ------
-        ValueError
-            If a layer-wise stack of several layers, which has no density, is asked for one, or a
-            flat mixture, whose parts are one, for a contrast.
-        """
+        if self.transform_layers is None:
+            return self.predict_proba(X)
         images = self._check_fitted_images(X)
-        check_choice("score_method", self.score_method, SCORE_METHODS)
-        return answer(X, self._score_images(images, self.score_method, self.score_layer))
+        return answer(X, self._responsibilities(images, self._transform_names()))
+
+    def _transform_names(self) -> list[str]:
+        return self._mixture_names(self._network, "transform_layers", self.transform_layers)
+
+    def sample(
+        self,
+        n_samples: int = 1,
+        *,
+        cluster: int | None = None,
+        temperature: float | None = None,
+        top_s: int | None = None,
+        sharpening_steps: int = 0,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Draw images from the model, from the top layer down.
+
+        A joint stack draws from its density: a top component by the mixture weights, then by its
+        tables the components below, then the pixels. A component of an upper layer of a layer-wise
+        stack draws what it saw in training, the responsibilities below; clipped at zero they are
+        the weights by which each position below draws its component, and patches are averaged where
+        they overlap.
+
+        Parameters
+        ----------
+        n_samples : int, default=1
+        cluster : int, default=None
+            The cluster of all images; None draws from all by their weights.
+        temperature : float, default=None
+            Factor of all Gaussian variances: 1 draws from the Gaussians as fitted, 0 takes their
+            means, for pictures. None is 1 for a joint stack or a flat mixture, whose draws are then
+            exact, and 0.1 for a layer-wise deep stack, whose upper variances are bounds rather than
+            estimates.
+        top_s : int, default=None
+            Number of likeliest components that may be drawn at a position of a lower layer. None
+            is all for a joint stack, 1 for a layer-wise one.
+        sharpening_steps : int, default=0
+            Steps of `sharpen`.
+        random_state : int, RandomState instance or None, default=None
+            Seed of the draws; None is that of the estimator.
+
+        Returns
+        -------
+        images : ndarray of shape (n_samples, ...)
+            In the shape of the rows of X in `fit`.
+        labels : ndarray of shape (n_samples,)
+            The clusters.
+        """
+        check_is_fitted(self)
+        network = self._network_in_place()
+        n_clusters = network.n_clusters
+        check_number("cluster", cluster, low=0, high=n_clusters, integer=True, optional="drawn")
+        return self._sample(
+            n_samples, network.cluster_tables, cluster, temperature, top_s, sharpening_steps,
+            random_state,
+        )  # fmt: skip
 
     def score(self, X: Any, y: Any = None) -> float:
         """Mean log density of the images, whatever `score_method`; the larger the better.
@@ -334,36 +380,12 @@ class DCGMMEstimator(
         """
         return float(self._log_density(X).mean())
 
-    def bic(self, X: Any) -> float:
-        """Bayesian information criterion on X; the lower the better.
-
-        Parameters
-        ----------
-        X : array-like or Tensor, as in `fit`
-
-        Returns
-        -------
-        float
-        """
-        log_density = self._log_density(X)
-        return float(self.n_parameters_ * np.log(len(log_density)) - 2 * log_density.sum())
-
-    def aic(self, X: Any) -> float:
-        """Akaike information criterion on X; the lower the better.
-
-        Parameters
-        ----------
-        X : array-like or Tensor, as in `fit`
-
-        Returns
-        -------
-        float
-        """
-        return float(2 * self.n_parameters_ - 2 * self._log_density(X).sum())
-
     @property
     def _n_features_out(self) -> Any:
-        return self._network.n_clusters
+        if self.transform_layers is None:
+            return self._network.n_clusters
+        mixtures = self._network.mixtures
+        return sum(math.prod(mixtures[name].output_shape) for name in self._transform_names())
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

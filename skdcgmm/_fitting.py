@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.base import clone
-from torch import Tensor
 
-from skdcgmm import _build, _presets
+from skdcgmm import _build, _classes, _presets
+from skdcgmm._batch import Batch
 from skdcgmm._composition import check_layers, name_layers
 from skdcgmm._gaussian import exact_products
 from skdcgmm._merging import merge
@@ -29,8 +30,9 @@ _IMAGE_REG_COVAR, _FEATURE_REG_COVAR = 0.5, 1e-6
 # Least number of passes over the data, and usual number of images that a stack starts from.
 _MIN_EPOCHS = 3
 _N_SEEDS = 256
-# Number of images by which components are merged.
-_N_MERGING = 10_000
+# Number of images by which components are merged, or whose neighbours are looked for, and largest
+# number of values in these.
+_N_LOOKED_AT, _N_NUMBERS = 10_000, 2**26
 
 
 class Settings(NamedTuple):
@@ -112,7 +114,6 @@ def same_stack(new: Network, old: Network) -> bool:
 def initialise(
     network: Network,
     images: Images,
-    weight: NDArray[np.floating[Any]] | None,
     reg_covar: float | None,
     rng: np.random.RandomState,
 ) -> None:
@@ -139,28 +140,41 @@ def initialise(
     largest = max(layer.n_components for layer in network.mixtures.values())
     n_seeds = min(_N_SEEDS, images.batch_size(network.numbers_per_image))
     n_seeds = min(len(images), max(n_seeds, 2 * largest))
-    if weight is not None:
-        weight = weight / weight.sum()
-    seeds = rng.choice(len(images), n_seeds, replace=False, p=weight)
+    share = None if images.weight is None else images.weight / images.weight.sum()
+    seeds = rng.choice(len(images), n_seeds, replace=False, p=share)
     with exact_products(network.scale.device):
         network.initialise(images.tensor(seeds, network.scale), make_generator(rng))
 
 
-def merge_components(
-    network: Network,
-    images: Images,
-    weight: NDArray[np.floating[Any]] | None,
-    rng: np.random.RandomState,
-) -> None:
+def merge_components(network: Network, images: Images, rng: np.random.RandomState) -> None:
     """Merge the top components, by some of the images, if clusters are to be fewer."""
     if network.n_clusters == network.top.n_components:
         return
-    index = rng.permutation(len(images))[:_N_MERGING]
-    scores = images.take(index).map(
-        lambda x: network.scores(x), network.scale, network.numbers_per_image
-    )
-    clusters = merge(scores, network.n_clusters, None if weight is None else weight[index])
+    some = images.take(rng.permutation(len(images))[:_N_LOOKED_AT])
+    scores = some.map(lambda x: network.scores(x), network.scale, network.numbers_per_image)
+    clusters = merge(scores, network.n_clusters, some.weight)
     network.clusters = torch.from_numpy(clusters).to(network.clusters)
+
+
+def spread_labels(images: Images, rng: np.random.RandomState) -> Images:
+    """The images, more of them with a class: some without get that of images like them.
+
+    Raises
+    ------
+    ValueError
+        If no image has a class.
+    """
+    assert images.y is not None
+    if not (images.y >= 0).any():
+        raise ValueError("sample_weight must leave some labelled image a weight; all are zero.")
+    order = rng.permutation(len(images))
+    order = order[np.argsort(images.y[order] < 0, kind="stable")]
+    some = order[: min(_N_LOOKED_AT, _N_NUMBERS // images.rows.shape[1])]
+    y = images.y.copy()
+    y[some] = _classes.spread_labels(
+        images.tensor(some, torch.zeros((), dtype=images.dtype)), y[some]
+    )
+    return replace(images, y=y)
 
 
 class Result(NamedTuple):
@@ -175,7 +189,6 @@ def train_network(
     network: Network,
     progress: Any,
     images: Images,
-    weight: NDArray[np.floating[Any]] | None,
     rng: np.random.RandomState,
     settings: Settings,
     *,
@@ -197,8 +210,8 @@ def train_network(
         n_held_out = round(settings.validation_fraction * len(images))
         n_held_out = min(len(images) - 1, max(1, n_held_out))
     held_out, kept = order[:n_held_out], order[n_held_out:]
-    if weight is not None:
-        weight = weight / weight[kept].mean()
+    if images.weight is not None:
+        images = replace(images, weight=images.weight / images.weight[kept].mean())
     n_batches = -(-len(kept) // batch_size)
     max_epochs = settings.max_epochs
     if max_epochs is None:
@@ -210,11 +223,10 @@ def train_network(
         progress,
     )
 
-    def batches(index: NDArray[np.integer[Any]]) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def batches(index: NDArray[np.integer[Any]]) -> Iterator[Batch]:
         # Batches of equal size, so that the last few images weigh no more than others.
         for part in np.array_split(index, -(-len(index) // batch_size)):
-            x = images.tensor(part, network.scale)
-            yield x, None if weight is None else torch.from_numpy(weight[part]).to(x)
+            yield images.batch(part, network.scale)
 
     history, converged = train(
         training,
@@ -229,7 +241,7 @@ def train_network(
     network.zero_grad(set_to_none=True)
     # A loss is that before its step: the last step is still to be checked.
     with exact_products(network.scale.device):
-        values = training.evaluate(next(batches(kept[:batch_size]))[0])
+        values = training.evaluate(next(batches(kept[:batch_size])))
     if not values.isfinite().all():
         raise FloatingPointError(f"the loss is {values.mean().item()} after the last step")
     return Result(history, converged, training.progress)

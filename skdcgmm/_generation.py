@@ -22,19 +22,22 @@ _FASTER, _SLOWER = 1.5, 0.3
 def sample(
     network: Network,
     n_samples: int,
-    cluster: int | None,
+    tables: Tensor,
+    label: int | None,
     generation: Generation,
     batch_size: int,
     sharpening_steps: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """Draw images and the clusters they came from.
+    """Draw images and labels.
 
     Parameters
     ----------
     network : Network
     n_samples : int
-    cluster : int or None
-        That of all images; None draws top components by the mixture weights.
+    tables : Tensor of shape (K, n_labels)
+        Probability of each label under each top component.
+    label : int or None
+        That of all images; None draws top components by the mixture weights, and labels from them.
     generation : Generation
     batch_size : int
         Number of images to draw at a time.
@@ -43,18 +46,21 @@ def sample(
     Returns
     -------
     images : Tensor of shape (n_samples, C, H, W), on the CPU
-    clusters : Tensor of shape (n_samples,), on the CPU
+    labels : Tensor of shape (n_samples,), on the CPU
     """
-    weights = network.top.log_weights.flatten()  # (K,)
-    if cluster is not None:
-        weights = weights.masked_fill(network.clusters != cluster, -torch.inf)
-    weights = weights.softmax(0)
+    weights = network.top.log_weights.flatten().exp()  # (K,)
+    if label is not None:
+        weights = weights * tables[:, label]
     components = _categorical.sample(weights.expand(n_samples, -1), generation.generator)
     images = []
     for part in torch.split(components, batch_size):
         drawn = network.down(part, generation)  # (N, C, H, W)
         images.append(sharp(network, drawn, sharpening_steps).cpu())
-    return torch.cat(images), network.clusters[components].cpu()
+    if label is not None:
+        labels = torch.full_like(components, label)
+    else:
+        labels = _categorical.sample(tables[components], generation.generator)
+    return torch.cat(images), labels.cpu()
 
 
 def sharp(network: Network, x: Tensor, n_steps: int, free: Tensor | None = None) -> Tensor:

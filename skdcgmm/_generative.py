@@ -1,4 +1,4 @@
-"""Methods of the estimators that make images."""
+"""Methods of the estimators that score and make images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from skdcgmm import _generation
-from skdcgmm._base import BaseDCGMM
+from skdcgmm._base import SCORE_METHODS, BaseDCGMM
 from skdcgmm._network import Network
 from skdcgmm._tree import JointNetwork
 from skdcgmm._validation import (
@@ -31,64 +31,77 @@ _DEEP_TEMPERATURE = 0.1
 
 
 class GenerativeDCGMM(BaseDCGMM):
-    """Draws from the fitted stack, and their sharpening."""
+    """Densities of images, draws from the fitted stack, and their sharpening."""
 
-    def sample(
+    def _sample(
         self,
-        n_samples: int = 1,
-        *,
-        cluster: int | None = None,
-        temperature: float | None = None,
-        top_s: int | None = None,
-        sharpening_steps: int = 0,
-        random_state: int | np.random.RandomState | None = None,
+        n_samples: int,
+        tables: Tensor,
+        label: int | None,
+        temperature: float | None,
+        top_s: int | None,
+        sharpening_steps: int,
+        random_state: int | np.random.RandomState | None,
     ) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Draw images from the model, from the top layer down.
-
-        A joint stack draws from its density: a top component by the mixture weights, then by its
-        tables the components below, then the pixels. A component of an upper layer of a layer-wise
-        stack draws what it saw in training, the responsibilities below; clipped at zero they are
-        the weights by which each position below draws its component, and patches are averaged where
-        they overlap.
-
-        Parameters
-        ----------
-        n_samples : int, default=1
-        cluster : int, default=None
-            The cluster of all images; None draws from all by their weights.
-        temperature : float, default=None
-            Factor of all Gaussian variances: 1 draws from the Gaussians as fitted, 0 takes their
-            means, for pictures. None is 1 for a joint stack or a flat mixture, whose draws are then
-            exact, and 0.1 for a layer-wise deep stack, whose upper variances are bounds rather than
-            estimates.
-        top_s : int, default=None
-            Number of likeliest components that may be drawn at a position of a lower layer. None
-            is all for a joint stack, 1 for a layer-wise one.
-        sharpening_steps : int, default=0
-            Steps of `sharpen`.
-        random_state : int, RandomState instance or None, default=None
-            Seed of the draws; None is that of the estimator.
-
-        Returns
-        -------
-        images : ndarray of shape (n_samples, ...)
-            In the shape of the rows of X in `fit`.
-        labels : ndarray of shape (n_samples,)
-            The clusters.
-        """
-        check_is_fitted(self)
+        """Images in the shape of the rows of X, and labels, by those of top components."""
         network = self._network_in_place()
         check_number("n_samples", n_samples, low=1, integer=True)
-        n_clusters = network.n_clusters
-        check_number("cluster", cluster, low=0, high=n_clusters, integer=True, optional="drawn")
         check_number("sharpening_steps", sharpening_steps, low=0, integer=True)
         generation = self._generation(temperature, top_s, random_state)
         batch_size = Images.batch_size(network.numbers_per_image)
         images, labels = _generation.sample(
-            network, n_samples, cluster, generation, batch_size, sharpening_steps
+            network, n_samples, tables, label, generation, batch_size, sharpening_steps
         )
-        rows = _rows(images).reshape(n_samples, *self._row_shape).numpy()
-        return rows, labels.numpy()
+        return _rows(images).reshape(n_samples, *self._row_shape).numpy(), labels.numpy()
+
+    def score_samples(self, X: Any) -> Any:
+        """Score of each image by `score_method`.
+
+        Parameters
+        ----------
+        X : array-like or Tensor, as in `fit`
+
+        Returns
+        -------
+        ndarray or Tensor of shape (n_samples,)
+            In nats; the density in the units of X, of the observed values of each image.
+
+        Raises
+        ------
+        ValueError
+            If a layer-wise stack of several layers, which has no density, is asked for one, or a
+            flat mixture, whose parts are one, for a contrast.
+        """
+        images = self._check_fitted_images(X)
+        check_choice("score_method", self.score_method, SCORE_METHODS)
+        return answer(X, self._score_images(images, self.score_method, self.score_layer))
+
+    def bic(self, X: Any) -> float:
+        """Bayesian information criterion on X; the lower the better.
+
+        Parameters
+        ----------
+        X : array-like or Tensor, as in `fit`
+
+        Returns
+        -------
+        float
+        """
+        log_density = self._log_density(X)
+        return float(self.n_parameters_ * np.log(len(log_density)) - 2 * log_density.sum())
+
+    def aic(self, X: Any) -> float:
+        """Akaike information criterion on X; the lower the better.
+
+        Parameters
+        ----------
+        X : array-like or Tensor, as in `fit`
+
+        Returns
+        -------
+        float
+        """
+        return float(2 * self.n_parameters_ - 2 * self._log_density(X).sum())
 
     def sample_like(
         self,

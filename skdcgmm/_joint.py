@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from skdcgmm import _annealing
+from skdcgmm._batch import Batch
 from skdcgmm._tree import JointNetwork
 
 # Defaults. The rate is relative to inputs of variance 0.1, and to logits.
@@ -84,14 +85,14 @@ class Joint:
         """Whether the rate is near its end, so that epochs compare."""
         return self._steps >= _SETTLED * self._n_steps
 
-    def step(self, x: Tensor, weight: Tensor | None = None) -> None:
+    def step(self, batch: Batch) -> None:
         """One step of gradient ascent."""
         done = self._steps / self._n_steps
         temperature = max(1.0, _TEMPERATURE ** (1 - done / _TEMPERING))
         for group in self._optimizer.param_groups:
             group["lr"] = self._learning_rate * _annealing.one_cycle(done)
-        values = self._network.log_prob(x, temperature)  # (N,)
-        loss = (values if weight is None else values * weight).mean()
+        values = self._network.log_prob(batch.x, temperature, batch.y, batch.label_weight)  # (N,)
+        loss = (values if batch.weight is None else values * batch.weight).mean()
         self._optimizer.zero_grad()
         torch.autograd.backward(loss)
         self._optimizer.step()
@@ -99,9 +100,9 @@ class Joint:
         self._since_report.append(loss.detach())
 
     @torch.no_grad()
-    def evaluate(self, x: Tensor) -> Tensor:
-        """Log density of each image, (N,)."""
-        return self._network.log_prob(x)
+    def evaluate(self, batch: Batch) -> Tensor:
+        """Log density of each image, and log probability of its class if that is known, (N,)."""
+        return self._network.log_prob(batch.x, y=batch.y, label_weight=batch.label_weight)
 
     def report(self) -> dict[str, float]:
         """Mean log density, tempered as it was, over the steps since the last report."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from skdcgmm import _annealing
 from skdcgmm._annealing import ScheduleState
+from skdcgmm._batch import Batch
 from skdcgmm._network import Network
 from skdcgmm.layers import GaussianEmission, MixtureLayer
 
@@ -170,12 +171,12 @@ class Layerwise:
         """Whether the radius of every layer has reached its floor."""
         return all(training.annealed for training in self._trainings.values())
 
-    def step(self, x: Tensor, weight: Tensor | None = None) -> None:
+    def step(self, batch: Batch) -> None:
         """One step of gradient ascent on every layer that has started."""
         trainings = [t for t in self._trainings.values() if t.first_step <= self._steps]
-        climb = self._network.climb(x, detach=True)
+        climb = self._network.climb(batch.x, detach=True)
         losses = [
-            training.loss(log_prob, weight)
+            training.loss(log_prob, batch.weight)
             for training, (_, _, log_prob) in zip(trainings, climb, strict=False)
         ]
         self._optimizer.zero_grad()
@@ -194,10 +195,10 @@ class Layerwise:
         self._steps += 1
 
     @torch.no_grad()
-    def evaluate(self, x: Tensor) -> Tensor:
+    def evaluate(self, batch: Batch) -> Tensor:
         """Sum over layers of the max-component log-likelihood, averaged over positions, (N,)."""
-        total = x.new_zeros(len(x))
-        for _, layer, log_prob in self._network.climb(x):
+        total = batch.x.new_zeros(len(batch.x))
+        for _, layer, log_prob in self._network.climb(batch.x):
             total += (log_prob + layer.log_weights).amax(1).mean((1, 2))
         return total
 

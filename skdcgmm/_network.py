@@ -80,6 +80,11 @@ class Network(nn.Module):
         return list(self.mixtures.values())[-1]
 
     @property
+    def cluster_tables(self) -> Tensor:
+        """Which cluster each top component belongs to, as probabilities, (K, n_clusters)."""
+        return nn.functional.one_hot(self.clusters, self.n_clusters).to(self.scale)
+
+    @property
     @abstractmethod
     def numbers_per_image(self) -> int:
         """Numbers that a pass up the stack holds for one image, an upper estimate."""
@@ -124,6 +129,10 @@ class Network(nn.Module):
         """Images (N, C, H, W) drawn from the given top components (N,)."""
 
     @abstractmethod
+    def responsibilities(self, x: Tensor, names: Sequence[str]) -> list[Tensor]:
+        """Posteriors of the components of mixture layers, each (N, K, rows, columns)."""
+
+    @abstractmethod
     def component_means(self) -> Tensor:
         """Mean image of each top component, (K, C, H, W)."""
 
@@ -149,7 +158,7 @@ class Network(nn.Module):
         posterior = self.scores(x).softmax(1)  # (N, K)
         if self.n_clusters == self.top.n_components:
             return posterior
-        return posterior @ nn.functional.one_hot(self.clusters, self.n_clusters).to(posterior)
+        return posterior @ self.cluster_tables
 
     def layer_log_prob(self, x: Tensor, name: str) -> Tensor:
         """Log-likelihood of a mixture layer, averaged over its windows, in units of the images.
@@ -241,11 +250,18 @@ class LayerwiseNetwork(Network):
         components = torch.arange(self.top.n_components, device=self.scale.device)
         return self.down(components, self._likeliest())
 
+    def responsibilities(self, x: Tensor, names: Sequence[str]) -> list[Tensor]:
+        """Responsibilities of the components of mixture layers, each (N, K, rows, columns)."""
+        by_name = {
+            name: (log_prob + layer.log_weights).softmax(1)
+            for name, layer, log_prob in self.climb(x)
+        }
+        return [by_name[name] for name in names]
+
     def variants(self, x: Tensor, name: str, generation: Generation) -> Tensor:
         """Images drawn from the responsibilities of a mixture layer, given images."""
-        layer, log_prob = next((layer, z) for current, layer, z in self.climb(x) if current == name)
-        responsibilities = (log_prob + layer.log_weights).softmax(1)  # (N, K, rows, columns)
-        return self._down_from(name, responsibilities, generation)
+        (control,) = self.responsibilities(x, [name])  # (N, K, rows, columns)
+        return self._down_from(name, control, generation)
 
     def impute_mean(self, x: Tensor) -> Tensor:
         """Missing pixels from the means of the likeliest components, from the top layer down."""

@@ -161,8 +161,7 @@ class FittedParametersMixin:
         network = self._network
         means = network.component_means().permute(0, 2, 3, 1).flatten(1)  # (K, D)
         weights = network.top.log_weights.detach().flatten().exp()  # (K,)
-        belongs = torch.nn.functional.one_hot(network.clusters, network.n_clusters)
-        shares = belongs * weights[:, None]  # (K, n_clusters)
+        shares = network.cluster_tables * weights[:, None]  # (K, n_clusters)
         return ((shares / shares.sum(0)).mT @ means).detach().cpu().numpy()
 
     @property

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from skdcgmm import _joint, _layerwise
+from skdcgmm._batch import Batch
 from skdcgmm._gaussian import exact_products
 
 HistoryRow = dict[str, float]
-Batches = Callable[[], Iterable[tuple[Tensor, Tensor | None]]]
+Batches = Callable[[], Iterable[Batch]]
 
 
 class Objective(Protocol):
@@ -27,10 +28,10 @@ class Objective(Protocol):
     def progress(self) -> Any:
         """Where the training stands, to go on later."""
 
-    def step(self, x: Tensor, weight: Tensor | None = None) -> None:
-        """Learn from a batch of images (N, C, H, W), which may have weights (N,) of mean 1."""
+    def step(self, batch: Batch) -> None:
+        """Learn from a batch of images."""
 
-    def evaluate(self, x: Tensor) -> Tensor:
+    def evaluate(self, batch: Batch) -> Tensor:
         """The value of each image (N,), without annealing; training raises its mean."""
 
     def report(self) -> HistoryRow:
@@ -108,8 +109,8 @@ def train(
     best, stale = -math.inf, 0
     for epoch in range(1, max_epochs + 1):
         with exact_products(device), torch.enable_grad():
-            for x, weight in batches():
-                objective.step(x, weight)
+            for batch in batches():
+                objective.step(batch)
             row = {"epoch": epoch, **objective.report()}
             if validation is not None:
                 row["validation_loss"] = _weighted_mean(objective, validation())
@@ -126,12 +127,12 @@ def train(
     return history, False
 
 
-def _weighted_mean(objective: Objective, batches: Iterable[tuple[Tensor, Tensor | None]]) -> float:
+def _weighted_mean(objective: Objective, batches: Iterable[Batch]) -> float:
     """Mean value of images by their weights."""
     total = count = 0.0
-    for x, weight in batches:
-        values = objective.evaluate(x)  # (N,)
-        weight = torch.ones_like(values) if weight is None else weight
+    for batch in batches:
+        values = objective.evaluate(batch)  # (N,)
+        weight = torch.ones_like(values) if batch.weight is None else batch.weight
         total += (values * weight).sum().item()
         count += weight.sum().item()
     return total / count

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from skdcgmm import _categorical
 from skdcgmm._network import Climb, Network
 from skdcgmm._windows import Size
-from skdcgmm.layers import CategoricalEmission, Generation, MixtureLayer
+from skdcgmm.layers import CategoricalEmission, Generation, Layer, MixtureLayer
 
 # Columns of the statistics of a layer.
 MARGINAL, PREDICTED, EXPECTED, BEST, SHORTFALL, WORST = range(6)
@@ -22,9 +23,26 @@ class JointNetwork(Network):
 
     A top component draws, by its tables, the components of the layer below, those of theirs, and
     those of the first layer draw their windows' pixels. Also any stack of one layer.
+
+    Attributes
+    ----------
+    class_logits : Parameter of shape (K, n_classes) or None
+        If images have classes: by what table each top component draws that of its image.
     """
 
     of_pixels = True
+
+    def __init__(self, layers: Sequence[tuple[str, Layer]]) -> None:
+        super().__init__(layers)
+        self.class_logits: nn.Parameter | None = None
+
+    @property
+    def n_parameters(self) -> int:
+        """Free parameters."""
+        if self.class_logits is None:
+            return super().n_parameters
+        n_components, n_classes = self.class_logits.shape
+        return super().n_parameters + n_components * (n_classes - 1)
 
     @property
     def mixture_layers(self) -> list[MixtureLayer]:
@@ -78,7 +96,27 @@ class JointNetwork(Network):
                 weights = layer.emission.weights_below(weights, self._size_below(layer))
         return dict(reversed(by_name.items()))
 
-    def log_prob(self, x: Tensor, temperature: float = 1.0) -> Tensor:
+    def add_classes(self, n_classes: int) -> None:
+        """Let images have one of some classes, equally likely under every component."""
+        self.class_logits = nn.Parameter(self.scale.new_zeros(self.top.n_components, n_classes))
+
+    @property
+    def class_tables(self) -> Tensor:
+        """Probability of each class under each top component, (K, n_classes)."""
+        assert self.class_logits is not None
+        return _categorical.tables(self.class_logits)
+
+    def class_probabilities(self, x: Tensor) -> Tensor:
+        """Posterior of the classes given images, (N, n_classes)."""
+        return self.scores(x).softmax(1) @ self.class_tables
+
+    def log_prob(
+        self,
+        x: Tensor,
+        temperature: float = 1.0,
+        y: Tensor | None = None,
+        label_weight: float = 1.0,
+    ) -> Tensor:
         """Log density of images, in their units; missing pixels, NaN, are marginalised.
 
         Parameters
@@ -86,12 +124,24 @@ class JointNetwork(Network):
         x : Tensor of shape (N, C, H, W)
         temperature : float
             Above 1, all top components get a share of an image: ``T logsumexp(scores / T)``.
+        y : Tensor of int of shape (N,) or None
+            Their classes, -1 where unknown. If the network knows of classes, this adds their log
+            probabilities given the images.
+        label_weight : float
+            Factor of what `y` adds.
 
         Returns
         -------
         Tensor of shape (N,)
         """
-        value = temperature * (self.scores(x) / temperature).logsumexp(1)  # (N,)
+        scores = self.scores(x)  # (N, K)
+        value = temperature * (scores / temperature).logsumexp(1)  # (N,)
+        if y is not None and self.class_logits is not None:
+            # The last column, that of -1, is for any class.
+            by_class = nn.functional.pad(self.class_tables.log(), (0, 1))  # (K, n_classes + 1)
+            together = scores + by_class[:, y].mT
+            together = temperature * (together / temperature).logsumexp(1)  # (N,)
+            value = value + label_weight * (together - value)
         return value - self.log_jacobian(x).sum((1, 2, 3))
 
     def stack_log_prob(self, x: Tensor) -> Tensor:
@@ -146,17 +196,18 @@ class JointNetwork(Network):
             ]  # each (N,)
         return torch.stack([*columns, evidence.flatten(1).logsumexp(1)], 1)
 
-    def responsibilities(self, x: Tensor) -> Tensor:
-        """Posterior of the first layer's components at each position, (N, K, rows, columns)."""
+    def responsibilities(self, x: Tensor, names: Sequence[str]) -> list[Tensor]:
+        """Posteriors of the components of mixture layers, each (N, K, rows, columns)."""
         with torch.no_grad():
             z = self.first.log_prob(self.normalise(x))  # (N, K, rows, columns)
         with torch.enable_grad():
-            below = z.requires_grad_()
+            by_layer = [z.requires_grad_()]
             for layer in self.mixture_layers[1:]:
-                below = layer.log_prob(below)
-            value = (below + self.top.log_weights).logsumexp(1).sum()
+                by_layer.append(layer.log_prob(by_layer[-1]))
+            value = (by_layer[-1] + self.top.log_weights).logsumexp(1).sum()
+            chosen = [by_layer[list(self.mixtures).index(name)] for name in names]
             # The posterior is the derivative of the log density by what it weighs.
-            return torch.autograd.grad(value, z)[0]
+            return list(torch.autograd.grad(value, chosen))
 
     @torch.no_grad()
     def component_means(self) -> Tensor:
@@ -166,7 +217,8 @@ class JointNetwork(Network):
 
     def impute_mean(self, x: Tensor) -> Tensor:
         """Images with each missing pixel at its mean given the observed ones, (N, C, H, W)."""
-        return torch.where(x.isnan(), self._mean(self.responsibilities(x)), x)
+        (first,) = self.responsibilities(x, [next(iter(self.mixtures))])  # (N, K, rows, columns)
+        return torch.where(x.isnan(), self._mean(first), x)
 
     def _mean(self, weights: Tensor) -> Tensor:
         """Mean images given weights of the first layer's components, (N, K, rows, columns)."""

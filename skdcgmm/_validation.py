@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, validate_data
 from torch import Tensor
 
+from skdcgmm._batch import Batch
 from skdcgmm._gaussian import exact_products
 from skdcgmm.layers import Shape
 
@@ -39,11 +41,17 @@ class Images:
     shape : (channels, height, width)
     row_shape : tuple of int
         Shape of an image as the user gave it.
+    weight : ndarray of shape (n_samples,) or None
+        Weights of mean 1; None weighs all the same.
+    y : ndarray of int of shape (n_samples,) or None
+        Number of the class of each image, -1 where unknown.
     """
 
     rows: NDArray[Any]
     shape: Shape
     row_shape: tuple[int, ...]
+    weight: FloatArray | None = None
+    y: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -55,7 +63,9 @@ class Images:
 
     def take(self, index: NDArray[Any]) -> Images:
         """Some of the images."""
-        return replace(self, rows=self.rows[index])
+        weight = None if self.weight is None else self.weight[index]
+        y = None if self.y is None else self.y[index]
+        return replace(self, rows=self.rows[index], weight=weight, y=y)
 
     def hide(self, mask: NDArray[np.bool_]) -> Images:
         """The same with pixels missing where the mask (n_samples, features) is true."""
@@ -71,6 +81,21 @@ class Images:
         rows = torch.from_numpy(np.array(self.rows[index]))
         x = rows.to(like).view(-1, height, width, channels)  # (N, H, W, C)
         return x.permute(0, 3, 1, 2)  # (N, C, H, W)
+
+    def batch(self, index: NDArray[np.integer[Any]], like: Tensor) -> Batch:
+        """Some images to learn from, with the dtype and device of `like`."""
+        x = self.tensor(index, like)
+        weight = None if self.weight is None else torch.from_numpy(self.weight[index]).to(x)
+        y = None if self.y is None else torch.from_numpy(self.y[index]).to(x.device)
+        return Batch(x, weight, y, self._label_weight)
+
+    @cached_property
+    def _label_weight(self) -> float:
+        """Number of images that a label stands for, by weight."""
+        if self.y is None:
+            return 1.0
+        weight = np.ones(len(self)) if self.weight is None else self.weight
+        return float(weight.sum() / weight[self.y >= 0].sum())
 
     @staticmethod
     def batch_size(numbers_per_image: int) -> int:
@@ -202,10 +227,10 @@ def _exact_in_float32(X: object) -> bool:
     return dtype != np.float64 and np.can_cast(dtype, np.float32)
 
 
-def check_weights(sample_weight: Any, images: Images) -> tuple[Images, FloatArray | None]:
-    """The images that have a positive weight, and their weights, scaled to a mean of 1.
+def check_weights(sample_weight: Any, images: Images) -> Images:
+    """The images that have a positive weight, with their weights, scaled to a mean of 1.
 
-    All images and None if `sample_weight` is None, None also if all weigh the same.
+    Without weights if `sample_weight` is None, or if all weigh the same.
 
     Raises
     ------
@@ -213,17 +238,16 @@ def check_weights(sample_weight: Any, images: Images) -> tuple[Images, FloatArra
         If they are not one non-negative number an image, or all are zero.
     """
     if sample_weight is None:
-        return images, None
+        return images
     weight: FloatArray = _check_sample_weight(
         sample_weight, images.rows, dtype=np.float64, ensure_non_negative=True
     )
     if not weight.any():
         raise ValueError("sample_weight must have a positive sum; all weights are zero.")
     kept = weight > 0
-    weight = weight[kept] / weight.max()  # in two steps: the sum might overflow
-    scaled: FloatArray = weight / weight.mean()
     seen = images if kept.all() else images.take(kept)
-    return seen, None if np.ptp(weight) == 0 else scaled
+    weight = weight[kept] / weight.max()  # in two steps: the sum might overflow
+    return seen if np.ptp(weight) == 0 else replace(seen, weight=weight / weight.mean())
 
 
 def answer(X: object, values: NDArray[Any]) -> Any:

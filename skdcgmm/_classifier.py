@@ -1,0 +1,344 @@
+"""`DCGMMClassifier`: the stack as a scikit-learn classifier that learns from unlabelled images."""
+
+from __future__ import annotations
+
+from typing import Any, Self, TypeGuard
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.base import ClassifierMixin
+from sklearn.linear_model import LogisticRegression
+from sklearn.utils import Tags, assert_all_finite, column_or_1d
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from skdcgmm._base import check_joint
+from skdcgmm._generative import GenerativeDCGMM
+from skdcgmm._network import Network
+from skdcgmm._tree import JointNetwork
+from skdcgmm._validation import FloatArray, Images, answer, check_choice
+
+READOUTS = ("joint", "linear")
+
+
+class DCGMMClassifier(ClassifierMixin, GenerativeDCGMM):
+    """Classification by a deep convolutional Gaussian mixture model, from few labels or many.
+
+    One density of images and classes: each top component draws the class of its image, too. What
+    images look like is learnt from all of them, labelled or not.
+
+    Parameters
+    ----------
+    layers, image_shape
+        The stack, as for `DCGMMEstimator`.
+    objective : {"joint", "layerwise"}, default="joint"
+        As for `DCGMMEstimator`; "layerwise" needs `readout="linear"`.
+    readout : {"joint", "linear"}, default="joint"
+        Where classes come from. "joint": from a table of each top component over the classes,
+        trained together with the stack on the log density of images and their classes. "linear":
+        from a logistic regression on responsibilities, after the stack has been trained as if there
+        were no labels.
+    readout_layers : int, str or list of these, default=-1
+        The mixture layers whose responsibilities a linear readout reads: by index, or name.
+    score_method, score_layer, reg_covar, max_epochs, batch_size, learning_rate
+        As for `DCGMMEstimator`.
+    tol, n_iter_no_change, validation_fraction, warm_start, device, random_state, verbose
+        As for `DCGMMEstimator`.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        The classes, without -1.
+    class_probabilities_ : ndarray of shape (K, n_classes)
+        Probability of each class under each top component, if the readout is joint.
+    readout_ : LogisticRegression
+        The linear readout, if that is what was asked for.
+    weights_, means_, covariances_, precisions_, n_parameters_, image_shape_
+        As of `DCGMMEstimator`.
+    history_, n_iter_, converged_, n_features_in_, feature_names_in_
+        As of `DCGMMEstimator`; `loss` is the objective below.
+
+    Notes
+    -----
+    With few labels, up to 10 000 images without one get that of the images they resemble most,
+    moved by at most a pixel, before the stack is trained [2]_. What labels say weighs as if all
+    images had one: the objective is the mean log density of all images, plus the mean log
+    probability of the class given the image over those with a label.
+
+    References
+    ----------
+    .. [1] A. Gepperth, B. Pfülb: Image Modeling with Deep Convolutional Gaussian Mixture Models.
+       IJCNN 2021. arXiv:2104.12686, where classes are read out linearly.
+
+    .. [2] D. Zhou et al.: Learning with local and global consistency. NIPS 2003.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn.datasets import load_digits
+    >>> from skdcgmm import DCGMMClassifier
+    >>> X, y = load_digits(return_X_y=True)
+    >>> few = np.where(np.arange(len(y)) < 100, y, -1)
+    >>> clf = DCGMMClassifier(image_shape=(8, 8), max_epochs=30, random_state=0).fit(X, few)
+    >>> bool(clf.score(X[100:], y[100:]) > 0.8)
+    True
+    """
+
+    n_components: int | None = None
+    classes_: NDArray[Any]
+
+    def __init__(
+        self,
+        *,
+        layers: Any = "auto",
+        image_shape: tuple[int, ...] | None = None,
+        objective: str = "joint",
+        readout: str = "joint",
+        readout_layers: Any = -1,
+        score_method: str = "density",
+        score_layer: int | str = -1,
+        reg_covar: float | None = None,
+        max_epochs: int | None = None,
+        batch_size: int | None = None,
+        learning_rate: float | None = None,
+        tol: float = 1e-3,
+        n_iter_no_change: int = 5,
+        validation_fraction: float | None = None,
+        warm_start: bool = False,
+        device: str | torch.device = "auto",
+        random_state: int | np.random.RandomState | None = None,
+        verbose: int = 0,
+    ) -> None:
+        self.layers = layers
+        self.image_shape = image_shape
+        self.objective = objective
+        self.readout = readout
+        self.readout_layers = readout_layers
+        self.score_method = score_method
+        self.score_layer = score_layer
+        self.reg_covar = reg_covar
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.tol = tol
+        self.n_iter_no_change = n_iter_no_change
+        self.validation_fraction = validation_fraction
+        self.warm_start = warm_start
+        self.device = device
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Train the stack on images with and without labels.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features), (n_samples, height, width) or \
+(n_samples, height, width, channels), or Tensor
+            As for `DCGMMEstimator`.
+        y : array-like of shape (n_samples,)
+            Classes; -1 where unknown. Names of classes are then of dtype object, such as
+            ``np.array(["cat", -1], dtype=object)``.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights of the images; None weighs all the same.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError, TypeError
+            If a parameter, X or y does not fit; the message names it and what would. An earlier fit
+            stays as it is.
+        """
+        with self._unchanged_on_failure():
+            classes, encoded = _encode(y)
+            going_on = self.warm_start and hasattr(self, "classes_")
+            if going_on and not np.array_equal(classes, self.classes_):
+                raise ValueError(
+                    f"y must have the classes of the fit that warm_start goes on from, "
+                    f"{self.classes_}; got {classes}. Fit anew with warm_start=False."
+                )
+            self.classes_ = classes
+            if self.readout == "linear" and len(classes) < 2:
+                raise ValueError(
+                    f"y must have at least two classes for readout='linear'; got 1 class, "
+                    f"{classes[0]!r}. Choose readout='joint'."
+                )
+            _, seen = self._fit(X, sample_weight, encoded)
+            if self.readout == "linear":
+                assert seen.y is not None
+                labelled = seen.take(np.flatnonzero(seen.y >= 0))
+                self.readout_ = LogisticRegression(max_iter=1000).fit(
+                    self._readout_features(labelled), labelled.y, labelled.weight
+                )
+        return self
+
+    def predict(self, X: Any) -> Any:
+        """Most probable class of each image.
+
+        Parameters
+        ----------
+        X : array-like or Tensor, as in `fit`
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+            A Tensor if X is one and classes are numbers.
+        """
+        probabilities = self._class_probabilities(self._check_fitted_images(X))
+        classes = self.classes_[probabilities.argmax(1)]
+        return answer(X, classes) if classes.dtype.kind in "iuf" else classes
+
+    def predict_proba(self, X: Any) -> Any:
+        """Probability of each class given the image; missing pixels are marginalised.
+
+        Parameters
+        ----------
+        X : array-like or Tensor, as in `fit`
+
+        Returns
+        -------
+        ndarray or Tensor of shape (n_samples, n_classes)
+            In the order of `classes_`.
+        """
+        return answer(X, self._class_probabilities(self._check_fitted_images(X)))
+
+    def predict_log_proba(self, X: Any) -> Any:
+        """Logarithms of `predict_proba`.
+
+        Parameters
+        ----------
+        X : array-like or Tensor, as in `fit`
+
+        Returns
+        -------
+        ndarray or Tensor of shape (n_samples, n_classes)
+        """
+        return answer(X, np.log(self._class_probabilities(self._check_fitted_images(X))))
+
+    def sample(
+        self,
+        n_samples: int = 1,
+        *,
+        y: Any = None,
+        temperature: float | None = None,
+        top_s: int | None = None,
+        sharpening_steps: int = 0,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Draw images, of one class or with their classes.
+
+        Parameters
+        ----------
+        n_samples : int, default=1
+        y : one of `classes_`, default=None
+            The class of all images; None draws images and classes as they come.
+        temperature, top_s, sharpening_steps, random_state
+            As for `DCGMMEstimator.sample`.
+
+        Returns
+        -------
+        images : ndarray of shape (n_samples, ...)
+            In the shape of the rows of X in `fit`.
+        y : ndarray of shape (n_samples,)
+            Their classes: those drawn with the images, or, of a linear readout, the predicted ones.
+
+        Raises
+        ------
+        ValueError
+            If a linear readout, which does not know what images of a class look like, is asked for
+            a class.
+        """
+        check_is_fitted(self)
+        network = self._network_in_place()
+        label = None
+        if y is not None:
+            if not _has_classes(network):
+                raise ValueError("sample(y=...) needs a classifier with readout='joint'.")
+            found = np.flatnonzero(self.classes_ == y)
+            if len(found) != 1:
+                raise ValueError(f"y must be one of classes_, {self.classes_}; got {y!r}.")
+            label = int(found[0])
+        tables = network.class_tables.detach() if _has_classes(network) else network.cluster_tables
+        rows, labels = self._sample(
+            n_samples, tables, label, temperature, top_s, sharpening_steps, random_state
+        )
+        return rows, self.classes_[labels] if _has_classes(network) else self.predict(rows)
+
+    @property
+    def class_probabilities_(self) -> FloatArray:
+        """Probability of each class under each top component, (K, n_classes)."""
+        check_is_fitted(self)
+        if not _has_classes(self._network):
+            raise AttributeError("class_probabilities_ is there if readout='joint'.")
+        return self._network.class_tables.detach().cpu().numpy()
+
+    def _check_parameters(self) -> None:
+        super()._check_parameters()
+        check_choice("readout", self.readout, READOUTS)
+
+    def _build(self, images: Images) -> Network:
+        network = super()._build(images)
+        if self.readout == "joint":
+            check_joint(network, "readout='joint'").add_classes(len(self.classes_))
+        else:
+            self._mixture_names(network, "readout_layers", self.readout_layers)
+        return network
+
+    def _readout_features(self, images: Images) -> FloatArray:
+        names = self._mixture_names(self._network, "readout_layers", self.readout_layers)
+        return self._responsibilities(images, names)
+
+    def _class_probabilities(self, images: Images) -> FloatArray:
+        network = self._network_in_place()
+        if _has_classes(network):
+            return self._map(images, lambda _, x: network.class_probabilities(x))
+        probabilities: FloatArray = self.readout_.predict_proba(self._readout_features(images))
+        return probabilities
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        return tags
+
+
+def _has_classes(network: Network) -> TypeGuard[JointNetwork]:
+    """Whether the density of the network is one of images and classes."""
+    return isinstance(network, JointNetwork) and network.class_logits is not None
+
+
+def _encode(y: Any) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Classes, and the number of the class of each image, -1 where unknown.
+
+    Raises
+    ------
+    ValueError
+        If there are no labels, or those of no classification.
+    """
+    if y is None:
+        raise ValueError(
+            "DCGMMClassifier requires y to be passed, but the target y is None. Give each image "
+            "its class, or -1 where it is unknown."
+        )
+    if isinstance(y, Tensor):
+        y = y.cpu().numpy()
+    labels = column_or_1d(y, warn=True)
+    assert_all_finite(labels, input_name="y")
+    check_classification_targets(labels)
+    is_known = labels != -1 if labels.dtype.kind in "biufO" else np.ones(len(labels), bool)
+    known = np.flatnonzero(is_known)
+    if not len(known):
+        raise ValueError("y must hold the class of some images; all are -1, which is unknown.")
+    classes, numbers = np.unique(labels[known], return_inverse=True)
+    if len(classes) == 1 and len(known) < len(labels):
+        raise ValueError(
+            f"y must hold at least two classes besides -1, which means unknown; got 1 class, "
+            f"{classes[0]!r}. If -1 is one of two classes, name it otherwise."
+        )
+    encoded = np.full(len(labels), -1, dtype=np.int64)
+    encoded[known] = numbers
+    return classes, encoded

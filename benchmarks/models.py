@@ -2,14 +2,19 @@
 
 from functools import partial
 
+import numpy as np
+from scipy.special import softmax
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.decomposition import PCA
 from sklearn.ensemble import IsolationForest
+from sklearn.impute import KNNImputer
+from sklearn.linear_model import LogisticRegression
 from sklearn.mixture import GaussianMixture
-from sklearn.neighbors import NearestNeighbors
+from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 from sklearn.pipeline import make_pipeline
+from sklearn.semi_supervised import SelfTrainingClassifier
 
-from skdcgmm import DCGMMEstimator, DCGMMOutlierDetector
+from skdcgmm import DCGMMClassifier, DCGMMEstimator, DCGMMOutlierDetector
 
 # Of images in 0-1, for all mixtures on pixels, so that their densities compare.
 REG_COVAR = 0.05
@@ -89,6 +94,48 @@ def diagonal(n_components, image_shape, seed):
     )
 
 
+class MixtureImputer:
+    """The exact conditional mean of a flat mixture with diagonal covariances."""
+
+    def __init__(self, mixture):
+        self._mixture = mixture
+
+    def fit(self, X):
+        self._mixture.fit(X)
+        return self
+
+    def impute(self, X):
+        means, variances = self._mixture.means_, self._mixture.covariances_
+        seen, filled = ~np.isnan(X), np.nan_to_num(X)
+        # Missing pixels drop out of the sums over pixels.
+        scores = -0.5 * (
+            filled**2 @ (1 / variances).T - 2 * filled @ (means / variances).T
+            + seen @ (means**2 / variances + np.log(variances)).T
+        ) + np.log(self._mixture.weights_)  # fmt: skip
+        return np.where(seen, X, softmax(scores, axis=1) @ means)
+
+
+class NeighbourImputer:
+    """scikit-learn's imputation by the 20 nearest of 5000 training images."""
+
+    def __init__(self, seed):
+        self._imputer, self._seed = KNNImputer(n_neighbors=20), seed
+
+    def fit(self, X):
+        chosen = np.random.RandomState(self._seed).choice(len(X), 5000, replace=False)
+        self._imputer.fit(X[chosen])
+        return self
+
+    def impute(self, X):
+        return self._imputer.transform(X)
+
+
+def classifier(image_shape, seed, **parameters):
+    return DCGMMClassifier(
+        image_shape=image_shape, reg_covar=REG_COVAR, random_state=seed, **parameters
+    )
+
+
 def full_after_pca(n_components, image_shape, seed):
     mixture = GaussianMixture(n_components, reg_covar=PCA_REG_COVAR, random_state=seed)
     return make_pipeline(PCA(PCA_COMPONENTS, random_state=seed), mixture)
@@ -130,4 +177,23 @@ DENSITY = {
     "flat DCGMM 49": partial(deep, 49, layers="dcgmm-a"),
     "GaussianMixture diag 49": partial(diagonal, 49),
     "GaussianMixture diag 400": partial(diagonal, 400),
+}
+CLASSIFICATION = {
+    "DCGMM": classifier,
+    "DCGMM, linear readout": partial(classifier, readout="linear"),
+    "LogisticRegression": lambda image_shape, seed: LogisticRegression(max_iter=1000),
+    "SelfTrainingClassifier": lambda image_shape, seed: SelfTrainingClassifier(
+        LogisticRegression(max_iter=200)
+    ),
+    "nearest neighbour": lambda image_shape, seed: KNeighborsClassifier(1, algorithm="brute"),
+}
+IMPUTATION = {
+    "DCGMM": partial(deep, None),
+    "GaussianMixture diag 49": lambda image_shape, seed: MixtureImputer(
+        diagonal(49, image_shape, seed)
+    ),
+    "GaussianMixture diag 400": lambda image_shape, seed: MixtureImputer(
+        diagonal(400, image_shape, seed)
+    ),
+    "KNNImputer": lambda image_shape, seed: NeighbourImputer(seed),
 }

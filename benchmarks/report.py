@@ -15,13 +15,20 @@ TABLES = {
         None,
         ["nmi", "ari", "accuracy", "purity", "davies_bouldin", "dunn", "used"],
     ),
-    "sampling": (["how"], None, ["frechet", "precision", "recall", "accuracy"]),
+    "sampling": (["how"], None, ["frechet", "precision", "recall", "accuracy", "sharpen_ms"]),
     "density": ([], None, ["test_nats", "train_nats"]),
+    "imputation": (["hidden"], None, ["mse"]),
+    "classification": (
+        ["labels"],
+        None,
+        ["accuracy", "mean_0", "least_0", "mean_1", "least_1"],
+    ),
 }
 COSTS = ["fit_s", "score_s", "peak_gib"]
 # What the plots show, and on which scale.
 PLOTS = {"outliers": ("auc", "linear"), "clustering": ("nmi", "linear"),
-         "sampling": ("frechet", "log"), "density": ("test_nats", "linear")}  # fmt: skip
+         "sampling": ("frechet", "log"), "density": ("test_nats", "linear"),
+         "imputation": ("mse", "linear"), "classification": ("accuracy", "linear")}  # fmt: skip
 
 
 def read(path):

@@ -21,7 +21,7 @@ from pathlib import Path
 from benchmarks import report
 from skdcgmm.datasets import load_images
 
-NAMES = ["outliers", "clustering", "sampling", "density"]
+NAMES = ["outliers", "clustering", "sampling", "density", "imputation", "classification"]
 FOLDER = Path(__file__).parent.parent / "docs" / "benchmarks"
 # What --quick trains and scores.
 QUICK_MODELS = {"DCGMM", "GaussianMixture diag 49", "GaussianMixture diag", "KMeans",

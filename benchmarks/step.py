@@ -17,6 +17,7 @@ import time
 import torch
 
 from skdcgmm import ConvGMM
+from skdcgmm._batch import Batch
 from skdcgmm._build import build
 from skdcgmm._composition import name_layers
 from skdcgmm._layerwise import Layerwise
@@ -86,7 +87,7 @@ def main():
         x = torch.rand(BATCH_SIZE, 1, 28, 28, device=options.device)
         objective = Layerwise(network, n_steps=0)  # all layers from the first step on
         routes = {
-            "step": lambda o=objective, x=x: o.step(x),
+            "step": lambda o=objective, x=x: o.step(Batch(x)),
             "products": bare_products(network, options.device),
         }
         if not options.skip_materialised:

@@ -14,7 +14,6 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from skdcgmm._base import check_joint
 from skdcgmm._generative import GenerativeDCGMM
 from skdcgmm._network import Network
 from skdcgmm._tree import JointNetwork
@@ -284,7 +283,12 @@ class DCGMMClassifier(ClassifierMixin, GenerativeDCGMM):
     def _build(self, images: Images) -> Network:
         network = super()._build(images)
         if self.readout == "joint":
-            check_joint(network, "readout='joint'").add_classes(len(self.classes_))
+            if not isinstance(network, JointNetwork):
+                raise ValueError(
+                    "readout='joint' needs one density over images, which a layer-wise stack of "
+                    "several layers has not. Choose readout='linear', or objective='joint'."
+                )
+            network.add_classes(len(self.classes_))
         else:
             self._mixture_names(network, "readout_layers", self.readout_layers)
         return network
@@ -328,9 +332,9 @@ def _encode(y: Any) -> tuple[NDArray[Any], NDArray[np.int64]]:
         y = y.cpu().numpy()
     labels = column_or_1d(y, warn=True)
     assert_all_finite(labels, input_name="y")
-    check_classification_targets(labels)
     is_known = labels != -1 if labels.dtype.kind in "biufO" else np.ones(len(labels), bool)
     known = np.flatnonzero(is_known)
+    check_classification_targets(labels[known])
     if not len(known):
         raise ValueError("y must hold the class of some images; all are -1, which is unknown.")
     classes, numbers = np.unique(labels[known], return_inverse=True)

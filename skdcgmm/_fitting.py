@@ -167,6 +167,8 @@ def spread_labels(images: Images, rng: np.random.RandomState) -> Images:
     assert images.y is not None
     if not (images.y >= 0).any():
         raise ValueError("sample_weight must leave some labelled image a weight; all are zero.")
+    if (images.y >= 0).all():
+        return images
     order = rng.permutation(len(images))
     order = order[np.argsort(images.y[order] < 0, kind="stable")]
     some = order[: min(_N_LOOKED_AT, _N_NUMBERS // images.rows.shape[1])]

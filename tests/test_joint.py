@@ -16,6 +16,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 
 from skdcgmm import ConvGMM, DCGMMEstimator, MaxPool, _build, _categorical
+from skdcgmm._batch import Batch
 from skdcgmm._composition import name_layers
 from skdcgmm._joint import Joint
 from tests import oracle
@@ -388,7 +389,7 @@ def test_weights_of_images_count_them(rng):
         specs = name_layers([ConvGMM(3, 2, shared=False), ConvGMM(2)])
         network = _build.build(specs, (1, 4, 4), joint=True).double()
         network.initialise(x, torch.Generator().manual_seed(0))
-        Joint(network, 10).step(images, weight)
+        Joint(network, 10).step(Batch(images, weight))
         steps.append([p.detach().clone() for p in network.parameters()])
     for weighted, repeated in zip(*steps, strict=True):
         torch.testing.assert_close(weighted, repeated, rtol=1e-6, atol=1e-9)

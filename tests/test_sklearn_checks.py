@@ -1,10 +1,11 @@
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from skdcgmm import ConvGMM, DCGMMEstimator, DCGMMOutlierDetector
+from skdcgmm import ConvGMM, DCGMMClassifier, DCGMMEstimator, DCGMMOutlierDetector
 
 NO_DENSITY = "score is a mean log density, which a layer-wise stack of several layers has not"
 RANDOM_BATCHES = "weights change which images a batch and the start hold, and so the local optimum"
 ONE_WINDOW = "two joint layers over one window: any grouping of components has the same density"
+UNLABELLED = "one of its cases has the classes -1 and 1, but -1 is the label of unlabelled images"
 
 
 def joint():
@@ -21,9 +22,19 @@ def deep_detector():
     return DCGMMOutlierDetector(layers=layers, max_epochs=30)
 
 
+def deep_classifier():
+    layers = [ConvGMM(5, shared=False), ConvGMM(4)]
+    return DCGMMClassifier(layers=layers, max_epochs=100)
+
+
 def expected_failures(estimator):
     if isinstance(estimator, DCGMMOutlierDetector):
         return {}
+    if isinstance(estimator, DCGMMClassifier):
+        failures = {"check_classifiers_classes": UNLABELLED}
+        if estimator.layers != "auto" or estimator.readout == "linear":
+            failures["check_sample_weight_equivalence_on_dense_data"] = RANDOM_BATCHES
+        return failures
     if estimator.layers == "auto":
         return {}
     failures = {"check_sample_weight_equivalence_on_dense_data": RANDOM_BATCHES}
@@ -36,7 +47,16 @@ def expected_failures(estimator):
 
 
 @parametrize_with_checks(
-    [DCGMMEstimator(), joint(), layerwise(), DCGMMOutlierDetector(), deep_detector()],
+    [
+        DCGMMEstimator(),
+        joint(),
+        layerwise(),
+        DCGMMOutlierDetector(max_epochs=30),
+        deep_detector(),
+        DCGMMClassifier(max_epochs=30),
+        DCGMMClassifier(max_epochs=30, readout="linear"),
+        deep_classifier(),
+    ],
     expected_failed_checks=expected_failures,
 )
 def test_scikit_learn_checks(estimator, check):

@@ -8,6 +8,7 @@ import torch
 from scipy.stats import norm
 
 from skdcgmm import ConvGMM, MaxPool, _build
+from skdcgmm._batch import Batch
 from skdcgmm._composition import name_layers
 from skdcgmm._layerwise import Layerwise
 from skdcgmm._training import train
@@ -39,7 +40,7 @@ def test_a_step_is_the_published_gradient_ascent(images, shared):
     emission = layer.emission
     before = [p.detach().clone() for p in (emission.means, emission.root_precisions, layer.logits)]
     rate = 1e-3
-    annealed(network, learning_rate=rate).step(images)
+    annealed(network, learning_rate=rate).step(Batch(images))
     after = [emission.means, emission.root_precisions, layer.logits]
     means, roots, _ = before
 
@@ -70,7 +71,7 @@ def test_no_gradient_crosses_a_layer(images):
         network = make_network(layers)
         objective = annealed(network)
         for _ in range(3):
-            objective.step(images)
+            objective.step(Batch(images))
         return network.mixtures["convgmm1"].emission.means
 
     first = ConvGMM(3, 2, 1)
@@ -81,10 +82,10 @@ def test_no_gradient_crosses_a_layer(images):
 def test_weights_wait_for_the_end_of_annealing(images):
     network = make_network([ConvGMM(3)])
     objective = Layerwise(network, n_steps=100)
-    objective.step(images)
+    objective.step(Batch(images))
     assert not network.top.logits.any()
     annealed_network = make_network([ConvGMM(3)])
-    annealed(annealed_network).step(images)
+    annealed(annealed_network).step(Batch(images))
     assert annealed_network.top.logits.any()
 
 
@@ -95,7 +96,7 @@ def test_a_step_never_moves_a_mean_past_its_data_however_precise():
     with torch.no_grad():
         emission.means.zero_()
         emission.root_precisions.fill_(1e3)
-    annealed(network).step(torch.full((5, 2, 1, 1), 0.1, dtype=torch.float64))
+    annealed(network).step(Batch(torch.full((5, 2, 1, 1), 0.1, dtype=torch.float64)))
     assert ((emission.means >= 0) & (emission.means <= 0.1 + 1e-12)).all()
     # A precise component far from its data widens, by a tenth at most.
     assert (emission.root_precisions >= 0.9e3 - 1e-9).all()
@@ -107,17 +108,17 @@ def test_evaluate_is_the_mean_maximum_score_of_all_layers(images):
     with torch.no_grad():
         scores = [log_prob + layer.log_weights for _, layer, log_prob in network.climb(images)]
         expected = sum(s.amax(1).mean((1, 2)) for s in scores)
-    torch.testing.assert_close(Layerwise(network, 10).evaluate(images), expected)
+    torch.testing.assert_close(Layerwise(network, 10).evaluate(Batch(images)), expected)
 
 
 def test_resumed_layers_go_on_whatever_the_new_plan(images):
     network = make_network([ConvGMM(3, 2), ConvGMM(2)])
     first = Layerwise(network, n_steps=10)
     for _ in range(5):
-        first.step(images)
+        first.step(Batch(images))
     before = network.top.emission.means.detach().clone()
     resumed = Layerwise(network, n_steps=10_000, progress=first.progress)
-    resumed.step(images)
+    resumed.step(Batch(images))
     assert not torch.equal(network.top.emission.means, before)
     assert math.isfinite(resumed.report()["convgmm2__loss"])
 
@@ -126,7 +127,7 @@ def test_resumed_layers_go_on_whatever_the_new_plan(images):
 def test_a_resumed_training_takes_todays_learning_rate(images, rate):
     network = make_network([ConvGMM(3)])
     first = Layerwise(network, n_steps=10, learning_rate=0.05)
-    first.step(images)
+    first.step(Batch(images))
     resumed = Layerwise(network, n_steps=10, learning_rate=rate, progress=first.progress)
     assert rate / 1.1 <= resumed.progress.layers["convgmm1"].state.rate <= rate
 
@@ -140,11 +141,11 @@ class Scripted:
     def __init__(self, losses):
         self.losses = iter(losses)
 
-    def step(self, x, weight):
+    def step(self, batch):
         pass
 
-    def evaluate(self, x):
-        return x
+    def evaluate(self, batch):
+        return batch.x
 
     def report(self):
         return {"loss": next(self.losses)}

@@ -1,0 +1,311 @@
+"""The classifier: one density of images and classes, against enumeration and by its uses."""
+
+import itertools
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.base import clone
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import MinMaxScaler
+
+from skdcgmm import ConvGMM, DCGMMClassifier, DCGMMEstimator, _build, _categorical
+from skdcgmm._batch import Batch
+from skdcgmm._composition import name_layers
+from skdcgmm._joint import Joint
+from skdcgmm._validation import Images
+from tests import oracle
+from tests.test_joint import TINY, randomised
+
+STACK = [ConvGMM(10, 4, shared=False), ConvGMM(20)]
+
+
+def classifier(**parameters):
+    return DCGMMClassifier(
+        **{"layers": STACK, "image_shape": (8, 8), "max_epochs": 30, "random_state": 0} | parameters
+    )
+
+
+def with_classes(layers, image_shape, seed, n_classes=3):
+    """A classifier with random parameters, the same as an estimator's, and its class tables."""
+    est = randomised(layers, image_shape, seed)
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(30, *image_shape))
+    clf = DCGMMClassifier(layers=layers, max_epochs=1, random_state=seed)
+    clf.fit(X, np.arange(30) % n_classes)
+    clf.means_, clf.covariances_ = est.means_, est.covariances_
+    top = list(est.weights_)[-1]
+    clf.weights_ = {top: est.weights_[top]}
+    logits = rng.normal(size=clf.class_probabilities_.shape)
+    with torch.no_grad():
+        clf._network.class_logits.copy_(torch.from_numpy(logits))
+    return est, clf, clf.class_probabilities_
+
+
+@pytest.fixture(scope="module")
+def fitted(digits):
+    X, y = digits
+    stack = [ConvGMM(40, 4, shared=False), ConvGMM(80)]
+    return classifier(layers=stack, max_epochs=80).fit(X[:1200], y[:1200])
+
+
+@settings(max_examples=10)
+@given(st.integers(0, 1000), st.sampled_from(TINY), st.floats(0, 0.6))
+def test_class_posteriors_equal_enumeration(seed, stack, missing):
+    layers, image_shape = stack
+    est, clf, tables = with_classes(layers, image_shape, seed)
+    np.testing.assert_allclose(tables.sum(1), 1, rtol=1e-12)
+    enumeration = oracle.Enumeration(est)
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(5, int(np.prod(image_shape))))
+    X[rng.random(X.shape) < missing] = np.nan
+    expected = enumeration.top_responsibilities(X) @ tables
+    np.testing.assert_allclose(clf.predict_proba(X), expected, atol=1e-9)
+    np.testing.assert_allclose(clf.predict_log_proba(X), np.log(expected), atol=1e-6)
+    np.testing.assert_array_equal(clf.predict(X), expected.argmax(1))
+    oracle.assert_close(clf.score_samples(X), enumeration.log_prob(X), X.shape[1], 1e-10)
+
+
+@pytest.mark.parametrize(("layers", "image_shape"), TINY)
+def test_samples_of_a_class_have_its_exact_moments(layers, image_shape):
+    est, clf, tables = with_classes(layers, image_shape, seed=5)
+    enumeration = oracle.Enumeration(est)
+    of_top = np.array([choices[0][0] for choices in enumeration.choices])
+    n = 20_000
+    for label in range(3):
+        probabilities = enumeration.probabilities * tables[of_top, label]
+        mean, covariance = enumeration.moments(probabilities / probabilities.sum())
+        drawn, y = clf.sample(n, y=label, random_state=label)
+        drawn = drawn.reshape(n, -1)
+        assert (y == label).all()
+        deviation = np.sqrt(np.diag(covariance))
+        assert (abs(drawn.mean(0) - mean) < 5 * deviation / np.sqrt(n)).all()
+    drawn, y = clf.sample(n, random_state=0)
+    drawn = drawn.reshape(n, -1)
+    share = enumeration.probabilities @ tables[of_top]
+    np.testing.assert_allclose(np.bincount(y, minlength=3) / n, share, atol=5 / np.sqrt(n) / 2)
+    # Images and classes belong together: the mean image of those drawn with a class.
+    probabilities = enumeration.probabilities * tables[of_top, 0]
+    mean, covariance = enumeration.moments(probabilities / probabilities.sum())
+    error = np.sqrt(np.diag(covariance) / (y == 0).sum())
+    assert (abs(drawn[y == 0].mean(0) - mean) < 5 * error).all()
+
+
+def test_responsibilities_of_every_layer_equal_enumeration():
+    for layers, image_shape in TINY:
+        est = randomised(layers, image_shape, seed=8)
+        enumeration = oracle.Enumeration(est)
+        X = np.random.default_rng(2).normal(size=(3, int(np.prod(image_shape))))
+        X[0, 0] = np.nan
+        names = list(est.means_)
+        features = est.set_params(transform_layers=names[::-1]).transform(X)
+        assert len(est.get_feature_names_out()) == features.shape[1]
+        joint = enumeration.joint(X)
+        posterior = np.exp(joint - enumeration.log_prob(X)[:, None])  # (images, paths)
+        columns = []
+        for level, name in enumerate(names[::-1]):
+            n_components = est._network.mixtures[name].n_components
+            chosen = np.array([choices[level] for choices in enumeration.choices])
+            for position, k in itertools.product(range(chosen.shape[1]), range(n_components)):
+                columns.append(posterior[:, chosen[:, position] == k].sum(1))
+        np.testing.assert_allclose(features, np.stack(columns, 1), atol=1e-9)
+
+
+def test_transform_of_layerwise_stacks_are_responsibilities(digits):
+    X, _ = digits
+    est = DCGMMEstimator(
+        layers=STACK, image_shape=(8, 8), objective="layerwise", max_epochs=1, random_state=0
+    ).fit(X)
+    one = est.set_params(transform_layers="convgmm1").transform(X[:5])
+    assert one.shape == (5, 2 * 2 * 10)
+    np.testing.assert_allclose(one.reshape(5, 4, 10).sum(2), 1, rtol=1e-5)
+    both = est.set_params(transform_layers=[0, -1]).transform(X[:5])
+    np.testing.assert_array_equal(both[:, :40], one)
+    top = est.set_params(transform_layers=-1).transform(X[:5])
+    np.testing.assert_allclose(top, est.predict_proba(X[:5]), rtol=1e-6)
+
+
+@given(st.integers(0, 1000), st.floats(1, 50), st.floats(1, 4))
+def test_the_objective_weighs_labels_as_if_all_images_had_one(seed, label_weight, temperature):
+    rng = torch.Generator().manual_seed(seed)
+    x = torch.randn((6, 1, 2, 2), generator=rng, dtype=torch.float64)
+    network = _build.build(name_layers([ConvGMM(3, 1), ConvGMM(4)]), (1, 2, 2), joint=True)
+    network = network.double()
+    network.initialise(x, rng)
+    network.add_classes(3)
+    with torch.no_grad():
+        network.class_logits.normal_(generator=rng)
+    y = torch.tensor([0, 1, 2, -1, 0, -1])
+    plain = network.log_prob(x, temperature)
+    found = network.log_prob(x, temperature, y, label_weight)
+    weights = (network.scores(x) / temperature).softmax(1)  # (N, K)
+    tables = network.class_tables
+    for n, label in enumerate(y.tolist()):
+        expected = plain[n]
+        if label >= 0:
+            share = (weights[n] * tables[:, label] ** (1 / temperature)).sum()
+            expected = expected + label_weight * temperature * share.log()
+        torch.testing.assert_close(found[n], expected)
+
+
+def test_a_label_stands_for_as_many_images():
+    images = Images(np.zeros((6, 4)), (1, 2, 2), (4,), y=np.array([0, 1, -1, -1, -1, -1]))
+    assert images.batch(np.arange(3), torch.zeros(())).label_weight == 3
+    weighted = Images(
+        np.zeros((3, 4)), (1, 2, 2), (4,), np.array([0.5, 1.0, 1.5]), np.array([-1, 0, -1])
+    )
+    assert weighted.batch(np.arange(3), torch.zeros(())).label_weight == 3
+    assert Images(np.zeros((6, 4)), (1, 2, 2), (4,)).batch(np.arange(3), torch.zeros(())) \
+        .label_weight == 1  # fmt: skip
+
+
+def test_training_learns_the_shares_of_classes():
+    """A component of one class and one of two: their tables are the shares in the data."""
+    rng = torch.Generator().manual_seed(0)
+    x = torch.cat([torch.full((100, 1, 1, 1), -1.0), torch.full((100, 1, 1, 1), 1.0)])
+    x = x + 0.01 * torch.randn(x.shape, generator=rng)
+    y = torch.cat([torch.zeros(100), torch.arange(100) % 4 == 0]).long()
+    network = _build.build(name_layers([ConvGMM(2)]), (1, 1, 1), joint=True)
+    network.initialise(x[[0, 150]], rng)
+    network.add_classes(2)
+    objective = Joint(network, 400)
+    for _ in range(400):
+        objective.step(Batch(x, None, y))
+    low = network.scores(x).argmax(1)[0]
+    tables = network.class_tables.detach()
+    torch.testing.assert_close(tables[low], torch.tensor([1.0, 0.0]), atol=0.02, rtol=0)
+    torch.testing.assert_close(tables[1 - low], torch.tensor([0.75, 0.25]), atol=0.02, rtol=0)
+
+
+def test_it_classifies_from_many_labels_and_from_few(digits, fitted):
+    X, y = digits
+    assert fitted.score(X[1200:], y[1200:]) > 0.85
+    few = np.where(np.arange(1200) < 60, y[:1200], -1)
+    labelled = LogisticRegression(max_iter=1000).fit(X[:60], y[:60]).score(X[1200:], y[1200:])
+    clf = clone(fitted).fit(X[:1200], few)
+    assert clf.score(X[1200:], y[1200:]) > labelled + 0.03
+    np.testing.assert_array_equal(clf.classes_, np.arange(10))
+
+
+def test_samples_of_a_class_are_of_that_class(digits, fitted):
+    X, y = digits
+    judge = LogisticRegression(max_iter=1000).fit(X[:1200], y[:1200])
+    for label in (0, 3, 7):
+        images, drawn = fitted.sample(50, y=label, temperature=0)
+        assert (drawn == label).all()
+        assert (judge.predict(images) == label).mean() > 0.8
+    images, drawn = fitted.sample(300, temperature=0)
+    assert (judge.predict(images) == drawn).mean() > 0.8
+    with pytest.raises(ValueError, match=r"y must be one of classes_, \[0 1 .*got 10"):
+        fitted.sample(y=10)
+
+
+@pytest.mark.parametrize("objective", ["joint", "layerwise"])
+def test_the_linear_readout_is_a_regression_on_responsibilities(digits, objective):
+    X, y = digits
+    clf = classifier(
+        readout="linear", readout_layers=[0, 1], objective=objective, max_epochs=5
+    ).fit(X[:600], y[:600])
+    est = DCGMMEstimator(
+        layers=STACK, image_shape=(8, 8), objective=objective, max_epochs=5, random_state=0,
+        transform_layers=[0, 1],
+    )  # fmt: skip
+    pipeline = make_pipeline(est, LogisticRegression(max_iter=1000)).fit(X[:600], y[:600])
+    np.testing.assert_allclose(
+        clf.predict_proba(X[600:]), pipeline.predict_proba(X[600:]), atol=1e-5
+    )
+    assert clf.score(X[600:], y[600:]) > 0.7
+    images, drawn = clf.sample(20, random_state=1)
+    np.testing.assert_array_equal(drawn, clf.predict(images))
+    with pytest.raises(ValueError, match="readout='joint'"):
+        clf.sample(y=3)
+    with pytest.raises(AttributeError, match="readout='joint'"):
+        _ = clf.class_probabilities_
+    joint = clf.set_params(readout="joint", objective="joint").fit(X[:600], y[:600])
+    assert joint.class_probabilities_.shape == (20, 10)
+
+
+def test_names_of_classes_tensors_and_frames(digits, fitted):
+    X, y = digits
+    names = np.array(["zero", "one"])[(y[:400] == 1).astype(int)]
+    clf = classifier(max_epochs=5).fit(X[:400], names)
+    assert set(clf.predict(X[:20])) <= {"zero", "one"}
+    assert clf.sample(3, y="one")[1].tolist() == ["one"] * 3
+    some = names.astype(object)
+    some[50:] = -1
+    clf.fit(X[:400], some)
+    assert clf.classes_.tolist() == ["one", "zero"]
+    assert set(clf.predict(X[:20])) <= {"zero", "one"}
+    tensor = torch.from_numpy(X[:20])
+    assert torch.equal(fitted.predict(tensor), torch.from_numpy(fitted.predict(X[:20])))
+    assert isinstance(fitted.predict_proba(tensor), torch.Tensor)
+    again = classifier(max_epochs=2).fit(tensor, torch.arange(20) % 2)
+    assert again.classes_.tolist() == [0, 1]
+
+
+def test_pipelines_searches_and_storing(digits, fitted):
+    X, y = digits
+    search = GridSearchCV(
+        make_pipeline(MinMaxScaler(), classifier(max_epochs=2)),
+        {"dcgmmclassifier__layers": [STACK, "dcgmm-a"]},
+        cv=2,
+    ).fit(X[:300], y[:300])
+    assert 0.2 < search.best_score_ <= 1
+    restored = pickle.loads(pickle.dumps(fitted))
+    np.testing.assert_array_equal(restored.predict_proba(X[:9]), fitted.predict_proba(X[:9]))
+    est = DCGMMEstimator(layers=fitted.layers, image_shape=(8, 8), max_epochs=1).fit(X[:1200])
+    assert fitted.n_parameters_ == est.n_parameters_ + 80 * 9
+
+
+def test_warm_start_goes_on_with_the_same_classes(digits):
+    X, y = digits
+    clf = classifier(max_epochs=3, warm_start=True).fit(X[:300], y[:300])
+    before = clf.score_samples(X[:300]).mean()
+    clf.fit(X[:300], y[:300])
+    assert clf.score_samples(X[:300]).mean() > before
+    expected = clf.predict_proba(X[:9])
+    with pytest.raises(ValueError, match=r"y must have the classes of the fit.*\[0 1 2 3 4 5"):
+        clf.fit(X[:300], y[:300] % 5)
+    np.testing.assert_array_equal(clf.predict_proba(X[:9]), expected)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "make_y", "error", "message"),
+    [
+        ({}, lambda y: np.full(len(y), -1), ValueError, "y must hold the class of some images"),
+        ({}, lambda y: np.where(y == 0, 1, -1), ValueError, "at least two classes besides -1"),
+        ({}, lambda y: y[:-1], ValueError, "inconsistent numbers of samples"),
+        ({}, lambda _: None, ValueError, "requires y to be passed"),
+        ({}, lambda y: y + 0.5, ValueError, "Unknown label type: continuous"),
+        ({"readout": "other"}, lambda y: y, ValueError, "readout must be one of.*'other'"),
+        ({"objective": "layerwise"}, lambda y: y, ValueError, "readout='joint' needs.*'linear'"),
+        ({"readout": "linear", "readout_layers": 7}, lambda y: y, ValueError, "readout_layers"),
+        ({"readout": "linear"}, lambda y: y * 0, ValueError, "two classes for readout='linear'"),
+    ],
+)
+def test_bad_labels_and_readouts(digits, fitted, parameters, make_y, error, message):
+    X, y = digits[0][:100], digits[1][:100]
+    clf = pickle.loads(pickle.dumps(fitted)).set_params(**parameters)
+    before = clf.__dict__.copy()
+    with pytest.raises(error, match=f"(?s){message}"):
+        clf.fit(X, make_y(y))
+    assert clf.__dict__ == before
+
+
+def test_weights_choose_what_is_learnt(digits):
+    X, y = digits[0][:200], digits[1][:200]
+    with pytest.raises(ValueError, match="leave some labelled image a weight"):
+        classifier().fit(X, np.where(np.arange(200) < 100, y, -1), np.arange(200) >= 100)
+    clf = classifier(layers=[ConvGMM(1)]).fit(X, y % 2, sample_weight=np.where(y % 2, 3.0, 1.0))
+    odd = 3 * (y % 2).sum()
+    share = odd / (odd + (y % 2 == 0).sum())
+    np.testing.assert_allclose(clf.class_probabilities_, [[1 - share, share]], atol=0.03)
+
+
+def test_floors_of_class_tables_keep_every_class_possible(fitted):
+    assert fitted.class_probabilities_.min() >= 0.9 * _categorical.FLOOR / 10

@@ -174,6 +174,7 @@ class SamplesDisplay(_ImagesDisplay):
         *,
         n_samples: int = 50,
         cluster: int | None = None,
+        y: Any = None,
         temperature: float | None = 0.0,
         top_s: int | None = None,
         sharpening_steps: int = 0,
@@ -186,10 +187,10 @@ class SamplesDisplay(_ImagesDisplay):
 
         Parameters
         ----------
-        estimator : DCGMMEstimator
+        estimator : DCGMMEstimator or DCGMMClassifier
         n_samples : int, default=50
-        cluster, top_s, sharpening_steps, random_state
-            As for `DCGMMEstimator.sample`.
+        cluster, y, top_s, sharpening_steps, random_state
+            As for the `sample` of the estimator.
         temperature : float, default=0.0
             As for `DCGMMEstimator.sample`; without pixel noise, for pictures.
         n_columns : int, default=10
@@ -204,11 +205,12 @@ class SamplesDisplay(_ImagesDisplay):
         check_is_fitted(estimator)
         images, _ = estimator.sample(
             n_samples,
-            cluster=cluster,
             temperature=temperature,
             top_s=top_s,
             sharpening_steps=sharpening_steps,
             random_state=random_state,
+            **({} if cluster is None else {"cluster": cluster}),
+            **({} if y is None else {"y": y}),
         )
         shape = estimator.image_shape_
         return cls.from_images(images, image_shape=shape, n_columns=n_columns, ax=ax, **kwargs)

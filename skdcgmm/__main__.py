@@ -94,7 +94,7 @@ def _draw(flat: Any, deep: Any, data: Bunch, path: str, seed: int) -> None:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    by_cluster = [deep.sample(4, cluster=k, temperature=0, top_s=2)[0] for k in range(10)]
+    by_cluster = [deep.sample(4, cluster=k, temperature=0)[0] for k in range(10)]
     halves = data.X_test[:_N_DRAWN].reshape(-1, *data.image_shape).copy()
     halves[:, :, data.image_shape[1] // 2 :] = np.nan
     halves = halves.reshape(_N_DRAWN, -1)

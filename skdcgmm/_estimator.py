@@ -337,7 +337,8 @@ class DCGMMEstimator(
             estimates.
         top_s : int, default=None
             Number of likeliest components that may be drawn at a position of a lower layer. None
-            is all for a joint stack, 1 for a layer-wise one.
+            is all for a joint stack, but 2 with `temperature=0`: fewer of the tables' rare
+            combinations make better, and less various, pictures. It is 1 for a layer-wise stack.
         sharpening_steps : int, default=0
             Steps of `sharpen`.
         random_state : int, RandomState instance or None, default=None

@@ -28,6 +28,8 @@ IMPUTE_METHODS = ("mean", "sample")
 
 # Draws of layer-wise stacks: the variances of upper layers are bounds rather than estimates.
 _DEEP_TEMPERATURE = 0.1
+# Likeliest components of each table that pictures of a joint stack are made of.
+_PICTURE_TOP_S = 2
 
 
 class GenerativeDCGMM(BaseDCGMM):
@@ -47,6 +49,8 @@ class GenerativeDCGMM(BaseDCGMM):
         network = self._network_in_place()
         check_number("n_samples", n_samples, low=1, integer=True)
         check_number("sharpening_steps", sharpening_steps, low=0, integer=True)
+        if temperature == 0 and top_s is None and isinstance(network, JointNetwork):
+            top_s = _PICTURE_TOP_S
         generation = self._generation(temperature, top_s, random_state)
         batch_size = Images.batch_size(network.numbers_per_image)
         images, labels = _generation.sample(

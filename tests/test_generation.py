@@ -6,6 +6,7 @@ import torch
 
 from skdcgmm import ConvGMM, DCGMMEstimator, MaxPool, _generation
 from tests import oracle
+from tests.test_joint import randomised
 
 
 @pytest.fixture(scope="module")
@@ -167,3 +168,25 @@ def test_prototypes_of_a_flat_colour_mixture_are_its_means(rng):
     for k in range(4):
         image, _ = est.sample(cluster=k, temperature=0)
         np.testing.assert_allclose(image.ravel(), est.means_["convgmm1"][k], rtol=1e-10)
+
+
+def test_pictures_take_the_likeliest_components_and_draws_all():
+    est = randomised([ConvGMM(6, 1), ConvGMM(1)], (1, 2), seed=2)
+    tables = est.means_["convgmm2"][0, :6]  # of the left pixel
+    pixels = est.means_["convgmm1"][:, 0]
+
+    def shares(**arguments):
+        drawn = est.sample(20_000, temperature=0, random_state=0, **arguments)[0].reshape(-1, 2)[
+            :, 0
+        ]
+        nearest = abs(drawn[:, None] - pixels).argmin(1)
+        np.testing.assert_allclose(drawn, pixels[nearest], atol=1e-9)
+        return np.bincount(nearest, minlength=6) / len(drawn)
+
+    likeliest = np.argsort(-tables)[:2]
+    expected = np.zeros(6)
+    expected[likeliest] = tables[likeliest] / tables[likeliest].sum()
+    np.testing.assert_allclose(shares(), expected, atol=0.02)
+    np.testing.assert_allclose(shares(top_s=6), tables, atol=0.02)
+    drawn = est.sample(2000, random_state=0)[0].reshape(-1, 2)[:, 0]
+    assert abs(drawn.mean() - tables @ pixels) < 5 * drawn.std() / 2000**0.5

@@ -183,7 +183,7 @@ CLASSIFICATION = {
     "DCGMM, linear readout": partial(classifier, readout="linear"),
     "LogisticRegression": lambda image_shape, seed: LogisticRegression(max_iter=1000),
     "SelfTrainingClassifier": lambda image_shape, seed: SelfTrainingClassifier(
-        LogisticRegression(max_iter=200)
+        LogisticRegression(max_iter=1000)
     ),
     "nearest neighbour": lambda image_shape, seed: KNeighborsClassifier(1, algorithm="brute"),
 }

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.utils import check_consistent_length, check_random_state
+from sklearn.utils import Tags, check_consistent_length, check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 from tqdm import tqdm
@@ -81,6 +81,11 @@ class BaseDCGMM(FittedParametersMixin, LayersMixin):
     history_: list[HistoryRow]
 
     _score_methods: tuple[str, ...] = SCORE_METHODS
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        return tags
 
     def __getstate__(self) -> dict[str, Any]:
         """A state without tensors on a GPU, so that it can be loaded anywhere."""
@@ -201,7 +206,7 @@ class BaseDCGMM(FittedParametersMixin, LayersMixin):
         seen = check_weights(sample_weight, images)
         rng = check_random_state(self.random_state)
         if seen.y is not None:
-            seen = _fitting.spread_labels(seen, rng)
+            seen = _fitting.spread_labels(seen, rng, check_device(self.device))
         network, progress = self._earlier_training(seen)
         if network is None:
             network = self._start(seen, rng)
@@ -243,7 +248,12 @@ class BaseDCGMM(FittedParametersMixin, LayersMixin):
     @classmethod
     def _mixture_names(cls, network: Network, parameter: str, value: Any) -> list[str]:
         """The names of mixture layers given by one name or index, or by a list of them."""
-        values = value if isinstance(value, list | tuple) else [value]
+        values = list(value) if isinstance(value, list | tuple | np.ndarray) else [value]
+        if not values:
+            raise ValueError(
+                f"{parameter} must name at least one mixture layer; got {value!r}. "
+                f"There are {list(network.mixtures)}."
+            )
         return [cls._mixture_name(network, parameter, each) for each in values]
 
     def _map(self, images: Images, function: Callable[[Network, Tensor], Tensor]) -> NDArray[Any]:

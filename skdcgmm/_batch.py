@@ -14,7 +14,7 @@ class Batch(NamedTuple):
     ----------
     x : Tensor of shape (N, C, H, W)
     weight : Tensor of shape (N,) or None
-        Of mean 1 over all images; None weighs all the same.
+        Of mean 1 over the images trained on; None weighs all the same.
     y : Tensor of int of shape (N,) or None
         Number of the class of each image, -1 where unknown.
     label_weight : float

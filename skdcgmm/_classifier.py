@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Self, TypeGuard
 
 import numpy as np
@@ -9,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from sklearn.base import ClassifierMixin
 from sklearn.linear_model import LogisticRegression
-from sklearn.utils import Tags, assert_all_finite, column_or_1d
+from sklearn.metrics import accuracy_score
+from sklearn.utils import assert_all_finite, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
@@ -61,10 +63,11 @@ class DCGMMClassifier(ClassifierMixin, GenerativeDCGMM):
 
     Notes
     -----
-    With few labels, up to 10 000 images without one get that of the images they resemble most,
-    moved by at most a pixel, before the stack is trained [2]_. What labels say weighs as if all
-    images had one: the objective is the mean log density of all images, plus the mean log
-    probability of the class given the image over those with a label.
+    Before the stack is trained, labels spread from labelled images to those that resemble them
+    most, moved by at most a pixel [2]_: among at most 10 000 images (fewer if they are large),
+    labelled ones first. All classes spread alike, however many labels they have. What labels say
+    weighs as if all images had one: the objective is the mean log density of all images, plus the
+    mean log probability of the class given the image over those with a label.
 
     References
     ----------
@@ -138,8 +141,8 @@ class DCGMMClassifier(ClassifierMixin, GenerativeDCGMM):
 (n_samples, height, width, channels), or Tensor
             As for `DCGMMEstimator`.
         y : array-like of shape (n_samples,)
-            Classes; -1 where unknown. Names of classes are then of dtype object, such as
-            ``np.array(["cat", -1], dtype=object)``.
+            Classes; -1 where unknown. Names of classes are then of dtype object, as in
+            ``np.where(known, names.astype(object), -1)``.
         sample_weight : array-like of shape (n_samples,), default=None
             Weights of the images; None weighs all the same.
 
@@ -162,18 +165,10 @@ class DCGMMClassifier(ClassifierMixin, GenerativeDCGMM):
                     f"{self.classes_}; got {classes}. Fit anew with warm_start=False."
                 )
             self.classes_ = classes
-            if self.readout == "linear" and len(classes) < 2:
-                raise ValueError(
-                    f"y must have at least two classes for readout='linear'; got 1 class, "
-                    f"{classes[0]!r}. Choose readout='joint'."
-                )
+            self.__dict__.pop("readout_", None)
             _, seen = self._fit(X, sample_weight, encoded)
             if self.readout == "linear":
-                assert seen.y is not None
-                labelled = seen.take(np.flatnonzero(seen.y >= 0))
-                self.readout_ = LogisticRegression(max_iter=1000).fit(
-                    self._readout_features(labelled), labelled.y, labelled.weight
-                )
+                self._fit_readout(seen)
         return self
 
     def predict(self, X: Any) -> Any:
@@ -191,6 +186,23 @@ class DCGMMClassifier(ClassifierMixin, GenerativeDCGMM):
         probabilities = self._class_probabilities(self._check_fitted_images(X))
         classes = self.classes_[probabilities.argmax(1)]
         return answer(X, classes) if classes.dtype.kind in "iuf" else classes
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Accuracy on images with labels.
+
+        Parameters
+        ----------
+        X : array-like or Tensor, as in `fit`
+        y : array-like of shape (n_samples,)
+        sample_weight : array-like of shape (n_samples,), default=None
+
+        Returns
+        -------
+        float
+        """
+        probabilities = self._class_probabilities(self._check_fitted_images(X))
+        predicted = self.classes_[probabilities.argmax(1)]
+        return float(accuracy_score(_as_array(y), predicted, sample_weight=sample_weight))
 
     def predict_proba(self, X: Any) -> Any:
         """Probability of each class given the image; missing pixels are marginalised.
@@ -254,19 +266,19 @@ class DCGMMClassifier(ClassifierMixin, GenerativeDCGMM):
         """
         check_is_fitted(self)
         network = self._network_in_place()
+        drawing = (temperature, top_s, sharpening_steps, random_state)
+        if not _has_classes(network):
+            if y is not None:
+                raise ValueError("sample(y=...) needs a classifier with readout='joint'.")
+            rows, _ = self._sample(n_samples, network.cluster_tables, None, *drawing)
+            return rows, self.predict(rows)
         label = None
         if y is not None:
-            if not _has_classes(network):
-                raise ValueError("sample(y=...) needs a classifier with readout='joint'.")
-            found = np.flatnonzero(self.classes_ == y)
-            if len(found) != 1:
+            if np.ndim(y) or y not in self.classes_:
                 raise ValueError(f"y must be one of classes_, {self.classes_}; got {y!r}.")
-            label = int(found[0])
-        tables = network.class_tables.detach() if _has_classes(network) else network.cluster_tables
-        rows, labels = self._sample(
-            n_samples, tables, label, temperature, top_s, sharpening_steps, random_state
-        )
-        return rows, self.classes_[labels] if _has_classes(network) else self.predict(rows)
+            label = int(np.flatnonzero(self.classes_ == y)[0])
+        rows, labels = self._sample(n_samples, network.class_tables.detach(), label, *drawing)
+        return rows, self.classes_[labels]
 
     @property
     def class_probabilities_(self) -> FloatArray:
@@ -289,25 +301,36 @@ class DCGMMClassifier(ClassifierMixin, GenerativeDCGMM):
                     "several layers has not. Choose readout='linear', or objective='joint'."
                 )
             network.add_classes(len(self.classes_))
-        else:
-            self._mixture_names(network, "readout_layers", self.readout_layers)
         return network
 
-    def _readout_features(self, images: Images) -> FloatArray:
+    def _check_network(self, network: Network) -> None:
+        self._mixture_names(network, "readout_layers", self.readout_layers)
+
+    def _fit_readout(self, images: Images) -> None:
+        assert images.y is not None
+        known = images.y >= 0
+        present = np.unique(images.y[known])
+        if len(present) < 2:
+            raise ValueError(
+                "y must have at least two classes for readout='linear'; got 1 class, "
+                f"{self.classes_[present[0]]}. Choose readout='joint'."
+            )
         names = self._mixture_names(self._network, "readout_layers", self.readout_layers)
-        return self._responsibilities(images, names)
+        labelled = images.take(np.flatnonzero(known))
+        features = self._responsibilities(labelled, names)
+        self._readout_names = names
+        self.readout_ = LogisticRegression(max_iter=1000)
+        self.readout_.fit(features, labelled.y, labelled.weight)
 
     def _class_probabilities(self, images: Images) -> FloatArray:
         network = self._network_in_place()
         if _has_classes(network):
             return self._map(images, lambda _, x: network.class_probabilities(x))
-        probabilities: FloatArray = self.readout_.predict_proba(self._readout_features(images))
+        features = self._responsibilities(images, self._readout_names)
+        probabilities = np.zeros((len(images), len(self.classes_)), features.dtype)
+        # Classes whose images all had a weight of zero are unknown to the regression.
+        probabilities[:, self.readout_.classes_] = self.readout_.predict_proba(features)
         return probabilities
-
-    def __sklearn_tags__(self) -> Tags:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.allow_nan = True
-        return tags
 
 
 def _has_classes(network: Network) -> TypeGuard[JointNetwork]:
@@ -328,21 +351,40 @@ def _encode(y: Any) -> tuple[NDArray[Any], NDArray[np.int64]]:
             "DCGMMClassifier requires y to be passed, but the target y is None. Give each image "
             "its class, or -1 where it is unknown."
         )
-    if isinstance(y, Tensor):
-        y = y.cpu().numpy()
-    labels = column_or_1d(y, warn=True)
+    labels = column_or_1d(_as_array(y), warn=True)
+    if any(value is None or value != value for value in labels.tolist()):
+        raise ValueError("y contains NaN or None. Give -1 where the class is unknown.")
     assert_all_finite(labels, input_name="y")
-    is_known = labels != -1 if labels.dtype.kind in "biufO" else np.ones(len(labels), bool)
-    known = np.flatnonzero(is_known)
-    check_classification_targets(labels[known])
+    if labels.dtype.kind in "US" and (labels == "-1").any():
+        raise ValueError(
+            "y holds '-1' among names: with -1 for unknown, y must be of dtype object, such as "
+            "np.array(['cat', -1], dtype=object)."
+        )
+    known = np.flatnonzero(labels != -1) if labels.dtype.kind in "biufO" else np.arange(len(labels))
     if not len(known):
-        raise ValueError("y must hold the class of some images; all are -1, which is unknown.")
-    classes, numbers = np.unique(labels[known], return_inverse=True)
+        raise ValueError(
+            f"y must hold the class of some images; all of {len(labels)} are -1, which is unknown."
+        )
+    values = labels[known]
+    if values.dtype == object:
+        # Numbers among unknowns of another kind are numbers still.
+        values = np.array(values.tolist())
+    if values.dtype == object:
+        raise ValueError("y must hold numbers or names of classes, and -1 where unknown.")
+    with warnings.catch_warnings():
+        # With few labels, many classes for each are no sign of a regression.
+        warnings.filterwarnings("ignore", "The number of unique classes is greater than 50%")
+        check_classification_targets(values)
+    classes, numbers = np.unique(values, return_inverse=True)
     if len(classes) == 1 and len(known) < len(labels):
         raise ValueError(
-            f"y must hold at least two classes besides -1, which means unknown; got 1 class, "
-            f"{classes[0]!r}. If -1 is one of two classes, name it otherwise."
+            "y must hold at least two classes besides -1, which means unknown; got 1 class, "
+            f"{classes[0]}. If -1 is one of two classes, name it otherwise."
         )
     encoded = np.full(len(labels), -1, dtype=np.int64)
     encoded[known] = numbers
     return classes, encoded
+
+
+def _as_array(y: Any) -> Any:
+    return y.detach().cpu().numpy() if isinstance(y, Tensor) else y

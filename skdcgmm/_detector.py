@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.base import OutlierMixin
-from sklearn.utils import Tags, check_random_state
+from sklearn.utils import check_random_state
 from torch import Tensor
 
 from skdcgmm._base import SCORE_METHODS, BaseDCGMM, check_deep, check_joint
@@ -261,8 +261,3 @@ class DCGMMOutlierDetector(OutlierMixin, BaseDCGMM):
         if self._calibration is None:
             return self._score_images(images, self._method, self._layer)
         return self._calibration.score(self._statistics(images))
-
-    def __sklearn_tags__(self) -> Tags:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.allow_nan = True
-        return tags

@@ -15,6 +15,7 @@ from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from skdcgmm._generative import GenerativeDCGMM
+from skdcgmm._network import Network
 from skdcgmm._validation import (
     answer,
     check_image_shape,
@@ -304,6 +305,10 @@ class DCGMMEstimator(
         images = self._check_fitted_images(X)
         return answer(X, self._responsibilities(images, self._transform_names()))
 
+    def _check_network(self, network: Network) -> None:
+        if self.transform_layers is not None:
+            self._mixture_names(network, "transform_layers", self.transform_layers)
+
     def _transform_names(self) -> list[str]:
         return self._mixture_names(self._network, "transform_layers", self.transform_layers)
 
@@ -390,6 +395,5 @@ class DCGMMEstimator(
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
-        tags.input_tags.allow_nan = True
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags

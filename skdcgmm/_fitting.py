@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.base import clone
 
-from skdcgmm import _build, _classes, _presets
+from skdcgmm import _build, _presets, _spreading
 from skdcgmm._batch import Batch
 from skdcgmm._composition import check_layers, name_layers
 from skdcgmm._gaussian import exact_products
@@ -30,9 +30,9 @@ _IMAGE_REG_COVAR, _FEATURE_REG_COVAR = 0.5, 1e-6
 # Least number of passes over the data, and usual number of images that a stack starts from.
 _MIN_EPOCHS = 3
 _N_SEEDS = 256
-# Number of images by which components are merged, or whose neighbours are looked for, and largest
-# number of values in these.
-_N_LOOKED_AT, _N_NUMBERS = 10_000, 2**26
+# Number of images by which components are merged, and among which labels spread; and largest number
+# of values in the latter.
+_N_LOOKED_AT, _MAX_SPREAD_VALUES = 10_000, 2**25
 
 
 class Settings(NamedTuple):
@@ -156,7 +156,7 @@ def merge_components(network: Network, images: Images, rng: np.random.RandomStat
     network.clusters = torch.from_numpy(clusters).to(network.clusters)
 
 
-def spread_labels(images: Images, rng: np.random.RandomState) -> Images:
+def spread_labels(images: Images, rng: np.random.RandomState, device: torch.device) -> Images:
     """The images, more of them with a class: some without get that of images like them.
 
     Raises
@@ -171,11 +171,11 @@ def spread_labels(images: Images, rng: np.random.RandomState) -> Images:
         return images
     order = rng.permutation(len(images))
     order = order[np.argsort(images.y[order] < 0, kind="stable")]
-    some = order[: min(_N_LOOKED_AT, _N_NUMBERS // images.rows.shape[1])]
+    some = order[: min(_N_LOOKED_AT, _MAX_SPREAD_VALUES // images.rows.shape[1])]
+    like = torch.zeros((), dtype=images.dtype, device=device)
     y = images.y.copy()
-    y[some] = _classes.spread_labels(
-        images.tensor(some, torch.zeros((), dtype=images.dtype)), y[some]
-    )
+    with exact_products(device):
+        y[some] = _spreading.spread(images.tensor(some, like), y[some])
     return replace(images, y=y)
 
 

@@ -48,9 +48,10 @@ def sample(
     images : Tensor of shape (n_samples, C, H, W), on the CPU
     labels : Tensor of shape (n_samples,), on the CPU
     """
-    weights = network.top.log_weights.flatten().exp()  # (K,)
+    log_weights = network.top.log_weights.flatten()  # (K,)
     if label is not None:
-        weights = weights * tables[:, label]
+        log_weights = log_weights + tables[:, label].log()
+    weights = log_weights.softmax(0)
     components = _categorical.sample(weights.expand(n_samples, -1), generation.generator)
     images = []
     for part in torch.split(components, batch_size):

@@ -101,10 +101,10 @@ class Joint:
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> Tensor:
-        """Log density of each image, and log probability of its class if that is known, (N,)."""
+        """What a step raises for each image, without tempering, (N,)."""
         return self._network.log_prob(batch.x, y=batch.y, label_weight=batch.label_weight)
 
     def report(self) -> dict[str, float]:
-        """Mean log density, tempered as it was, over the steps since the last report."""
+        """Mean of what steps have raised, tempered as it was, since the last report."""
         losses, self._since_report = self._since_report, []
         return {"loss": torch.stack(losses).mean().item() if losses else math.nan}

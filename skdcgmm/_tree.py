@@ -34,15 +34,8 @@ class JointNetwork(Network):
 
     def __init__(self, layers: Sequence[tuple[str, Layer]]) -> None:
         super().__init__(layers)
-        self.class_logits: nn.Parameter | None = None
-
-    @property
-    def n_parameters(self) -> int:
-        """Free parameters."""
-        if self.class_logits is None:
-            return super().n_parameters
-        n_components, n_classes = self.class_logits.shape
-        return super().n_parameters + n_components * (n_classes - 1)
+        self.class_logits: nn.Parameter | None
+        self.register_parameter("class_logits", None)
 
     @property
     def mixture_layers(self) -> list[MixtureLayer]:
@@ -201,13 +194,14 @@ class JointNetwork(Network):
         with torch.no_grad():
             z = self.first.log_prob(self.normalise(x))  # (N, K, rows, columns)
         with torch.enable_grad():
-            by_layer = [z.requires_grad_()]
-            for layer in self.mixture_layers[1:]:
-                by_layer.append(layer.log_prob(by_layer[-1]))
-            value = (by_layer[-1] + self.top.log_weights).logsumexp(1).sum()
-            chosen = [by_layer[list(self.mixtures).index(name)] for name in names]
+            z.requires_grad_()
+            by_name = {}
+            for name, layer in self.mixtures.items():
+                z = z if layer is self.first else layer.log_prob(z)
+                by_name[name] = z
+            value = (z + self.top.log_weights).logsumexp(1).sum()
             # The posterior is the derivative of the log density by what it weighs.
-            return list(torch.autograd.grad(value, chosen))
+            return list(torch.autograd.grad(value, [by_name[name] for name in names]))
 
     @torch.no_grad()
     def component_means(self) -> Tensor:

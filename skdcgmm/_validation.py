@@ -42,7 +42,7 @@ class Images:
     row_shape : tuple of int
         Shape of an image as the user gave it.
     weight : ndarray of shape (n_samples,) or None
-        Weights of mean 1; None weighs all the same.
+        Relative weights; None weighs all the same.
     y : ndarray of int of shape (n_samples,) or None
         Number of the class of each image, -1 where unknown.
     """

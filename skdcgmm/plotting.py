@@ -209,8 +209,7 @@ class SamplesDisplay(_ImagesDisplay):
             top_s=top_s,
             sharpening_steps=sharpening_steps,
             random_state=random_state,
-            **({} if cluster is None else {"cluster": cluster}),
-            **({} if y is None else {"y": y}),
+            **{k: v for k, v in {"cluster": cluster, "y": y}.items() if v is not None},
         )
         shape = estimator.image_shape_
         return cls.from_images(images, image_shape=shape, n_columns=n_columns, ax=ax, **kwargs)

@@ -14,7 +14,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 
-from skdcgmm import ConvGMM, DCGMMClassifier, DCGMMEstimator, _build, _categorical
+from skdcgmm import ConvGMM, DCGMMClassifier, DCGMMEstimator, _build, _categorical, _fitting
 from skdcgmm._batch import Batch
 from skdcgmm._composition import name_layers
 from skdcgmm._joint import Joint
@@ -72,7 +72,7 @@ def test_class_posteriors_equal_enumeration(seed, stack, missing):
 
 
 @pytest.mark.parametrize(("layers", "image_shape"), TINY)
-def test_samples_of_a_class_have_its_exact_moments(layers, image_shape):
+def test_samples_of_a_class_have_its_exact_mean(layers, image_shape):
     est, clf, tables = with_classes(layers, image_shape, seed=5)
     enumeration = oracle.Enumeration(est)
     of_top = np.array([choices[0][0] for choices in enumeration.choices])
@@ -201,8 +201,9 @@ def test_samples_of_a_class_are_of_that_class(digits, fitted):
         assert (judge.predict(images) == label).mean() > 0.8
     images, drawn = fitted.sample(300, temperature=0)
     assert (judge.predict(images) == drawn).mean() > 0.8
-    with pytest.raises(ValueError, match=r"y must be one of classes_, \[0 1 .*got 10"):
-        fitted.sample(y=10)
+    for wrong in (10, [1, 2], [3], "three"):
+        with pytest.raises(ValueError, match=r"y must be one of classes_, \[0 1 .*got"):
+            fitted.sample(y=wrong)
 
 
 @pytest.mark.parametrize("objective", ["joint", "layerwise"])
@@ -234,13 +235,15 @@ def test_names_of_classes_tensors_and_frames(digits, fitted):
     X, y = digits
     names = np.array(["zero", "one"])[(y[:400] == 1).astype(int)]
     clf = classifier(max_epochs=5).fit(X[:400], names)
-    assert set(clf.predict(X[:20])) <= {"zero", "one"}
+    assert clf.score(X[:400], names) > 0.92
     assert clf.sample(3, y="one")[1].tolist() == ["one"] * 3
     some = names.astype(object)
     some[50:] = -1
     clf.fit(X[:400], some)
     assert clf.classes_.tolist() == ["one", "zero"]
-    assert set(clf.predict(X[:20])) <= {"zero", "one"}
+    assert clf.score(X[:400], names) > 0.8
+    numbers = classifier(max_epochs=5).fit(X[:400], np.where(some == -1, -1, names == "zero"))
+    np.testing.assert_array_equal(clf.predict_proba(X[:20]), numbers.predict_proba(X[:20]))
     tensor = torch.from_numpy(X[:20])
     assert torch.equal(fitted.predict(tensor), torch.from_numpy(fitted.predict(X[:20])))
     assert isinstance(fitted.predict_proba(tensor), torch.Tensor)
@@ -255,11 +258,11 @@ def test_pipelines_searches_and_storing(digits, fitted):
         {"dcgmmclassifier__layers": [STACK, "dcgmm-a"]},
         cv=2,
     ).fit(X[:300], y[:300])
-    assert 0.2 < search.best_score_ <= 1
+    assert search.best_score_ > 0.2
     restored = pickle.loads(pickle.dumps(fitted))
     np.testing.assert_array_equal(restored.predict_proba(X[:9]), fitted.predict_proba(X[:9]))
     est = DCGMMEstimator(layers=fitted.layers, image_shape=(8, 8), max_epochs=1).fit(X[:1200])
-    assert fitted.n_parameters_ == est.n_parameters_ + 80 * 9
+    assert fitted.n_parameters_ == est.n_parameters_  # those of the density of images
 
 
 def test_warm_start_goes_on_with_the_same_classes(digits):
@@ -281,10 +284,14 @@ def test_warm_start_goes_on_with_the_same_classes(digits):
         ({}, lambda y: np.where(y == 0, 1, -1), ValueError, "at least two classes besides -1"),
         ({}, lambda y: y[:-1], ValueError, "inconsistent numbers of samples"),
         ({}, lambda _: None, ValueError, "requires y to be passed"),
+        ({}, lambda y: ["a" if v > 4 else -1 for v in y], ValueError, "dtype object"),
+        ({}, lambda y: np.where(y > 4, np.nan, 1.0), ValueError, "Give -1 where"),
+        ({}, lambda y: np.where(y > 4, None, "a"), ValueError, "Give -1 where"),
         ({}, lambda y: y + 0.5, ValueError, "Unknown label type: continuous"),
         ({"readout": "other"}, lambda y: y, ValueError, "readout must be one of.*'other'"),
         ({"objective": "layerwise"}, lambda y: y, ValueError, "readout='joint' needs.*'linear'"),
         ({"readout": "linear", "readout_layers": 7}, lambda y: y, ValueError, "readout_layers"),
+        ({"readout": "linear", "readout_layers": []}, lambda y: y, ValueError, "at least one"),
         ({"readout": "linear"}, lambda y: y * 0, ValueError, "two classes for readout='linear'"),
     ],
 )
@@ -309,3 +316,60 @@ def test_weights_choose_what_is_learnt(digits):
 
 def test_floors_of_class_tables_keep_every_class_possible(fitted):
     assert fitted.class_probabilities_.min() >= 0.9 * _categorical.FLOOR / 10
+
+
+@pytest.mark.parametrize("readout", ["joint", "linear"])
+def test_a_class_without_weight_is_known_but_not_found(digits, readout):
+    X, y = digits[0][:300], digits[1][:300] % 3
+    clf = classifier(max_epochs=10, readout=readout).fit(X, y, sample_weight=y != 1)
+    assert clf.classes_.tolist() == [0, 1, 2]
+    assert clf.predict_proba(X).shape == (300, 3)
+    assert (clf.predict(X)[y != 1] == y[y != 1]).mean() > 0.8
+    assert not (clf.predict(X) == 1).any()
+
+
+def test_weights_stay_with_their_images_when_labels_spread(digits):
+    """Images of weight zero change nothing, wherever they stand."""
+    X, y = digits[0][:300], digits[1][:300]
+    few = np.where(np.arange(300) < 100, y, -1)
+    expected = classifier(max_epochs=3).fit(X, few, np.linspace(1, 2, 300))
+    with_others = np.insert(X, [0, 50, 200], X[:3][::-1], axis=0)
+    labels = np.insert(few, [0, 50, 200], [5, 5, -1])
+    weights = np.insert(np.linspace(1, 2, 300), [0, 50, 200], 0)
+    found = clone(expected).fit(with_others, labels, weights)
+    np.testing.assert_allclose(found.predict_proba(X), expected.predict_proba(X), atol=1e-6)
+
+
+def test_all_labelled_images_take_part_in_spreading(monkeypatch, rng):
+    monkeypatch.setattr(_fitting, "_N_LOOKED_AT", 50)
+    y = np.full(200, -1)
+    y[rng.choice(200, 20, replace=False)] = np.arange(20) % 2
+    images = Images(rng.normal(size=(200, 2)), (2, 1, 1), (2,), y=y)
+    spread = _fitting.spread_labels(images, np.random.RandomState(0), torch.device("cpu"))
+    assert (spread.y >= 0).sum() == 50
+    np.testing.assert_array_equal(spread.y[y >= 0], y[y >= 0])
+
+
+def test_unknown_transform_layers_are_found_before_training(digits):
+    X = digits[0][:100]
+    for layers, message in (("other", "transform_layers must be a mixture"), ([], "at least one")):
+        with pytest.raises(ValueError, match=message):
+            DCGMMEstimator(
+                layers=STACK, image_shape=(8, 8), transform_layers=layers, max_epochs=10**6
+            ).fit(X)
+
+
+@pytest.mark.gpu
+def test_classes_on_a_gpu(digits):
+    X, y = digits
+    few = np.where(np.arange(len(y)) < 100, y, -1)
+    tensor = torch.from_numpy(X).cuda()
+    clf = classifier(device="cuda").fit(tensor, few)
+    assert clf.predict(tensor).is_cuda
+    assert clf.score(tensor, torch.from_numpy(y).cuda()) > 0.7
+    assert clf.sample(5, y=3, temperature=0)[0].shape == (5, 64)
+    np.testing.assert_allclose(
+        pickle.loads(pickle.dumps(clf)).set_params(device="cpu").predict_proba(X[:50]),
+        clf.predict_proba(X[:50]),
+        atol=1e-3,
+    )

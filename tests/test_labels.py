@@ -1,12 +1,14 @@
 """Labels that spread to neighbours."""
 
+import itertools
+
 import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.datasets import make_moons
 
-from skdcgmm._classes import _N_NEIGHBOURS, _SPREAD, _graph, _neighbours, shifted, spread_labels
+from skdcgmm._spreading import _N_NEIGHBOURS, _N_STEPS, _SPREAD, _graph, _moved, _neighbours, spread
 
 
 def images_of(rows, side):
@@ -18,27 +20,36 @@ def test_labels_follow_the_shape_of_the_data():
     few = np.full(600, -1)
     for label in range(2):
         few[np.flatnonzero(y == label)[0]] = label
-    spread = spread_labels(torch.from_numpy(X)[:, :, None, None], few)
-    assert (spread == y).mean() > 0.98
+    found = spread(torch.from_numpy(X)[:, :, None, None], few)
+    assert (found == y).mean() > 0.98
     # The nearest labelled point would tell less.
     known = np.flatnonzero(few >= 0)
     nearest = few[known][((X[:, None] - X[known]) ** 2).sum(2).argmin(1)]
     assert (nearest == y).mean() < 0.95
 
 
-def test_spreading_solves_its_linear_system(rng):
-    """Enough steps reach the fixed point (I - a S)^-1 Y of Zhou et al."""
-    x = torch.from_numpy(rng.normal(size=(40, 3, 1, 1)))
+def test_spreading_is_a_walk_with_restarts_on_the_graph_of_neighbours(rng):
+    points = rng.normal(size=(40, 3))
     y = np.full(40, -1)
     y[:4] = [0, 1, 2, 0]
-    graph = _graph(*_neighbours(x, _N_NEIGHBOURS)).toarray()
-    np.testing.assert_allclose(graph, graph.T)
-    known = np.eye(3)[y[:4]]
-    mass = np.linalg.solve(np.eye(40) - _SPREAD * graph, np.r_[known, np.zeros((36, 3))])
-    expected = (mass / mass.sum(0)).argmax(1)
-    found = spread_labels(x, y)
-    np.testing.assert_array_equal(found[:4], y[:4])
-    np.testing.assert_array_equal(found[4:], expected[4:])
+    scaled = (points - points.mean(0)) / points.std(0)
+    squared = ((scaled[:, None] - scaled) ** 2).sum(2)
+    np.fill_diagonal(squared, np.inf)
+    near = np.argsort(squared, 1)[:, :_N_NEIGHBOURS]
+    local = np.sort(squared, 1)[:, _N_NEIGHBOURS - 1]
+    weights = np.zeros((40, 40))
+    for i, j in itertools.product(range(40), range(40)):
+        if j in near[i] or i in near[j]:
+            weights[i, j] = np.exp(-4 * squared[i, j] / np.sqrt(local[i] * local[j]))
+    degree = weights.sum(1)
+    expected = weights / np.sqrt(degree[:, None] * degree)
+    x = torch.from_numpy(points)[:, :, None, None]
+    np.testing.assert_allclose(_graph(*_neighbours(x, _N_NEIGHBOURS)).toarray(), expected)
+    known = np.zeros((40, 3))
+    known[np.arange(4), y[:4]] = 1
+    walk = sum(np.linalg.matrix_power(_SPREAD * expected, n) @ known for n in range(_N_STEPS + 1))
+    label = (walk / walk.sum(0)).argmax(1)
+    np.testing.assert_array_equal(spread(x, y), np.where(y >= 0, y, label))
 
 
 def test_known_labels_stay_and_islands_get_none(rng):
@@ -46,10 +57,10 @@ def test_known_labels_stay_and_islands_get_none(rng):
     x = torch.from_numpy(np.r_[rng.normal(size=(20, 2)), 100 + rng.normal(size=(20, 2))])
     y = np.full(40, -1)
     y[3] = 0
-    spread = spread_labels(x[:, :, None, None], y)
-    assert (spread[:20] == 0).all()
-    assert (spread[20:] == -1).all()
-    assert spread_labels(x[:5, :, None, None], np.arange(5)).tolist() == [0, 1, 2, 3, 4]
+    found = spread(x[:, :, None, None], y)
+    assert (found[:20] == 0).all()
+    assert (found[20:] == -1).all()
+    assert spread(x[:5, :, None, None], np.arange(5)).tolist() == [0, 1, 2, 3, 4]
 
 
 @given(st.integers(0, 100), st.sampled_from([1e-3, 1.0, 255.0]), st.floats(-3, 3))
@@ -69,7 +80,7 @@ def test_distances_are_those_of_the_best_move_in_any_units(seed, scale, offset):
 
 def test_a_moved_image_is_near_itself(rng):
     x = images_of(rng.normal(size=(30, 64)), 8)
-    together = torch.cat([x, *[view[:1] for view in shifted(x)[1:]]])
+    together = torch.cat([x, *[view[:1] for view in _moved(x)]])
     distances, indices = _neighbours(together, 4)
     assert (indices[30:, 0] == 0).all()
     np.testing.assert_allclose(distances[30:, 0], 0, atol=1e-5)
@@ -77,11 +88,26 @@ def test_a_moved_image_is_near_itself(rng):
 
 
 def test_missing_and_constant_pixels(rng):
-    x = images_of(rng.normal(size=(30, 16)), 4)
-    x[:, :, 0] = 0
-    x[rng.random(30) < 0.3, :, 1, 1] = torch.nan
+    pattern = rng.normal(size=(2, 16))
+    y = np.arange(40) % 2
+    x = images_of(pattern[y] + 0.3 * rng.normal(size=(40, 16)), 4)
+    x[:, :, 0, 0] = 0
+    x[rng.random(40) < 0.3, :, 1, 1] = torch.nan
     x[:, :, 2, 2] = torch.nan
     x[4] = 0
-    y = np.full(30, -1)
-    y[:2] = [0, 1]
-    assert set(spread_labels(x, y)) <= {-1, 0, 1}
+    distances, _ = _neighbours(x, 5)
+    assert np.isfinite(distances).all()
+    few = np.where(np.arange(40) < 2, y, -1)
+    found = spread(x, few)
+    others = np.arange(40) != 4
+    assert (found == y)[others].mean() > 0.9
+
+
+def test_frequent_labels_do_not_drown_rare_ones(rng):
+    """Two groups of like size, one with ten times the labels: the border stays between them."""
+    points = np.r_[rng.normal(size=(200, 2)), rng.normal(size=(200, 2)) + np.array([6, 0])]
+    y = np.repeat([0, 1], 200)
+    few = np.full(400, -1)
+    few[:50], few[200:205] = 0, 1
+    found = spread(torch.from_numpy(points)[:, :, None, None], few)
+    assert (found == y).mean() > 0.95

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,13 @@ _BLOCK = 1000
 _TINY = 1e-9
 
 
-def spread_labels(x: Tensor, y: NDArray[np.int64]) -> NDArray[np.int64]:
+def spread(x: Tensor, y: NDArray[np.int64]) -> NDArray[np.int64]:
     """Give images without a label that of the images they resemble.
 
     Labels spread over the graph of nearest neighbours, where images resemble each other if one,
-    moved by at most a pixel, correlates with the other; plain features if they are near.
+    moved by at most a pixel, correlates with the other; plain features if they are near. All
+    classes spread alike, however many labels they have: labels are taken to be chosen class by
+    class, and not to tell how frequent classes are.
 
     Parameters
     ----------
@@ -47,10 +50,12 @@ def spread_labels(x: Tensor, y: NDArray[np.int64]) -> NDArray[np.int64]:
         return y
     graph = _graph(*_neighbours(x, min(_N_NEIGHBOURS, len(y) - 1)))
     known = (y[:, None] == np.arange(y.max() + 1)).astype(np.float64)  # (N, n_classes)
-    mass = known
+    mass = known.copy()
     for _ in range(_N_STEPS):
-        mass = _SPREAD * (graph @ mass) + known
-    # Every class spreads as much, however its images lie in the graph.
+        mass = graph @ mass
+        mass *= _SPREAD
+        mass += known
+    # Mass also tells where in the graph the labels of a class happen to lie.
     share = mass / np.maximum(mass.sum(0), _TINY)  # (N, n_classes)
     spread = np.where(share.any(1), share.argmax(1), -1)
     return np.where(y >= 0, y, spread)
@@ -59,13 +64,13 @@ def spread_labels(x: Tensor, y: NDArray[np.int64]) -> NDArray[np.int64]:
 def _neighbours(x: Tensor, n_neighbours: int) -> tuple[NDArray[Any], NDArray[Any]]:
     """Squared distances and indices of the nearest other images, both (N, n_neighbours)."""
     x = torch.where(x.isnan(), x.nanmean(0), x).nan_to_num()
-    moved = [_comparable(view) for view in shifted(x)]
+    still = _comparable(x)  # (N, D)
     distances, indices = [], []
     for start in range(0, len(x), _BLOCK):
-        block = moved[0][start : start + _BLOCK]  # (M, D)
-        squared = torch.cdist(block, moved[0])  # (M, N)
-        for view in moved[1:]:
-            squared = torch.minimum(squared, torch.cdist(block, view))
+        block = still[start : start + _BLOCK]  # (M, D)
+        squared = torch.cdist(block, still)  # (M, N)
+        for view in _moved(x):
+            squared = torch.minimum(squared, torch.cdist(block, _comparable(view)))
         squared.square_()
         own = torch.arange(len(block), device=x.device)
         squared[own, own + start] = torch.inf
@@ -75,17 +80,15 @@ def _neighbours(x: Tensor, n_neighbours: int) -> tuple[NDArray[Any], NDArray[Any
     return np.concatenate(distances), np.concatenate(indices)
 
 
-def shifted(x: Tensor) -> list[Tensor]:
-    """Images (N, C, H, W) as they are, and moved by a pixel; values at the border stay there."""
+def _moved(x: Tensor) -> Iterator[Tensor]:
+    """Images (N, C, H, W) moved by a pixel each way; values at the border stay there."""
     height, width = x.shape[2:]
-    if height == width == 1:
-        return [x]
-    rows, columns = torch.arange(height), torch.arange(width)
-    moves = [(0, 0), (1, 0), (-1, 0), (0, 1), (0, -1)]
-    return [
-        x[:, :, (rows + down).clamp(0, height - 1)][..., (columns + right).clamp(0, width - 1)]
-        for down, right in moves
-    ]
+    rows, columns = (torch.arange(side, device=x.device) for side in (height, width))
+    for step in (-1, 1):
+        if height > 1:
+            yield x[:, :, (rows + step).clamp(0, height - 1)]
+        if width > 1:
+            yield x[..., (columns + step).clamp(0, width - 1)]
 
 
 def _comparable(x: Tensor) -> Tensor:
@@ -93,10 +96,13 @@ def _comparable(x: Tensor) -> Tensor:
 
     Plain features are standardised one by one instead.
     """
-    over = 0 if x.shape[2:] == (1, 1) else 1
     rows = x.flatten(1)
-    rows = rows - rows.mean(over, keepdim=True)
-    lengths: Tensor = rows.square().sum(over, keepdim=True).sqrt()
+    if x.shape[2:] == (1, 1):
+        rows = rows - rows.mean(0)
+        lengths = rows.square().mean(0).sqrt()
+    else:
+        rows = rows - rows.mean(1, keepdim=True)
+        lengths = rows.square().sum(1, keepdim=True).sqrt()
     return rows / torch.where(lengths > 0, lengths, 1)
 
 

@@ -114,7 +114,8 @@ def cell(rows, figure, seeds):
     """Mean over rows, and half of the range between the seeds' means if it shows."""
     by_seed = [np.mean([r[figure] for r in rows if r["seed"] == seed]) for seed in seeds
                if any(r["seed"] == seed for r in rows)]  # fmt: skip
-    digits = 3 if max(abs(np.array(by_seed))) < 2 else 1
+    largest = max(abs(np.array(by_seed)))
+    digits = 1 if largest >= 2 else 3 if largest >= 0.1 else 4
     text = f"{np.mean(by_seed):.{digits}f}"
     half = np.ptp(by_seed) / 2
     return text if round(half, digits) == 0 else f"{text} ± {half:.{digits}f}"

@@ -183,8 +183,7 @@ class DCGMMClassifier(ClassifierMixin, GenerativeDCGMM):
         ndarray of shape (n_samples,)
             A Tensor if X is one and classes are numbers.
         """
-        probabilities = self._class_probabilities(self._check_fitted_images(X))
-        classes = self.classes_[probabilities.argmax(1)]
+        classes = self._predicted(X)
         return answer(X, classes) if classes.dtype.kind in "iuf" else classes
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
@@ -200,9 +199,7 @@ class DCGMMClassifier(ClassifierMixin, GenerativeDCGMM):
         -------
         float
         """
-        probabilities = self._class_probabilities(self._check_fitted_images(X))
-        predicted = self.classes_[probabilities.argmax(1)]
-        return float(accuracy_score(_as_array(y), predicted, sample_weight=sample_weight))
+        return float(accuracy_score(_as_array(y), self._predicted(X), sample_weight=sample_weight))
 
     def predict_proba(self, X: Any) -> Any:
         """Probability of each class given the image; missing pixels are marginalised.
@@ -229,7 +226,9 @@ class DCGMMClassifier(ClassifierMixin, GenerativeDCGMM):
         -------
         ndarray or Tensor of shape (n_samples, n_classes)
         """
-        return answer(X, np.log(self._class_probabilities(self._check_fitted_images(X))))
+        probabilities = self._class_probabilities(self._check_fitted_images(X))
+        with np.errstate(divide="ignore"):
+            return answer(X, np.log(probabilities))
 
     def sample(
         self,
@@ -321,6 +320,11 @@ class DCGMMClassifier(ClassifierMixin, GenerativeDCGMM):
         self._readout_names = names
         self.readout_ = LogisticRegression(max_iter=1000)
         self.readout_.fit(features, labelled.y, labelled.weight)
+
+    def _predicted(self, X: Any) -> NDArray[Any]:
+        probabilities = self._class_probabilities(self._check_fitted_images(X))
+        predicted: NDArray[Any] = self.classes_[probabilities.argmax(1)]
+        return predicted
 
     def _class_probabilities(self, images: Images) -> FloatArray:
         network = self._network_in_place()

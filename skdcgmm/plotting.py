@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from sklearn.utils.validation import check_is_fitted
 
 __all__ = [
@@ -135,7 +135,7 @@ class PrototypesDisplay(_ImagesDisplay):
 
         Parameters
         ----------
-        estimator : DCGMMEstimator
+        estimator : DCGMMEstimator or DCGMMClassifier
         n_columns : int, default=10
         ax : matplotlib Axes, default=None
         **kwargs
@@ -271,7 +271,7 @@ class InpaintingDisplay(_ImagesDisplay):
 
         Parameters
         ----------
-        estimator : DCGMMEstimator
+        estimator : DCGMMEstimator or DCGMMClassifier
         X : array-like of shape (n_images, ...)
             NaN where missing.
         mask : array-like of bool of the shape of X, default=None
@@ -344,15 +344,14 @@ class TrainingDisplay:
             _, ax = plt.subplots()
         if keys is None:
             keys = [key for key in self.history[0] if key.endswith("loss")]
-        epochs = self._column("epoch")
-        self.lines_ = [ax.plot(epochs, self._column(key), label=key)[0] for key in keys]
+        columns = {key: [row[key] for row in self.history] for key in self.history[0]}
+        if not set(keys) <= set(columns):
+            raise ValueError(f"keys must be columns of the history, {list(columns)}; got {keys!r}.")
+        self.lines_ = [ax.plot(columns["epoch"], columns[key], label=key)[0] for key in keys]
         ax.set(xlabel="epoch", ylabel="nats" if all(k.endswith("loss") for k in keys) else "")
         ax.legend()
         self.ax_, self.figure_ = ax, ax.figure
         return self
-
-    def _column(self, key: str) -> NDArray[np.float64]:
-        return np.array([row.get(key, np.nan) for row in self.history])
 
     @classmethod
     def from_estimator(
@@ -362,7 +361,7 @@ class TrainingDisplay:
 
         Parameters
         ----------
-        estimator : DCGMMEstimator or DCGMMOutlierDetector
+        estimator : DCGMMEstimator, DCGMMClassifier or DCGMMOutlierDetector
         ax : matplotlib Axes, default=None
         keys : sequence of str, default=None
             As for `plot`.

@@ -2,7 +2,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from skdcgmm import ConvGMM, DCGMMEstimator
+from skdcgmm import ConvGMM, DCGMMClassifier, DCGMMEstimator
 from skdcgmm.plotting import (
     InpaintingDisplay,
     PrototypesDisplay,
@@ -89,6 +89,16 @@ def test_training_is_drawn_by_epoch(fitted):
     again = TrainingDisplay.from_history(fitted.history_, ax=ax, keys=["loss"])
     assert again.ax_ is ax
     assert again.figure_ is ax.figure
+    with pytest.raises(ValueError, match=r"keys must be columns of the history, \['epoch', 'loss'"):
+        again.plot(keys=["los"])
+
+
+def test_samples_of_a_class():
+    X = np.repeat([[0.0, 0.0], [1.0, 1.0]], 20, axis=0)
+    clf = DCGMMClassifier(layers=[ConvGMM(2)], image_shape=(1, 2), max_epochs=200, random_state=0)
+    clf.fit(X, np.repeat(["low", "high"], 20))
+    display = SamplesDisplay.from_estimator(clf, y="high", n_samples=5, random_state=0)
+    np.testing.assert_allclose(display.images, 1, atol=0.1)
 
 
 def test_displays_draw_again_in_other_axes(fitted):

@@ -48,7 +48,7 @@ def expected_failures(estimator):
 
 @parametrize_with_checks(
     [
-        DCGMMEstimator(),
+        DCGMMEstimator(max_epochs=300),
         joint(),
         layerwise(),
         DCGMMOutlierDetector(max_epochs=30),

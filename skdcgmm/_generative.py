@@ -134,7 +134,7 @@ class GenerativeDCGMM(BaseDCGMM):
         n_samples : int, default=1
             Variants of each image.
         temperature, top_s, sharpening_steps, random_state
-            As for `sample`.
+            As for `sample`, but at any temperature, None keeps all components of a joint stack.
 
         Returns
         -------
@@ -182,8 +182,8 @@ class GenerativeDCGMM(BaseDCGMM):
             The mean given the observed pixels, or a draw. A layer-wise stack takes the means of the
             likeliest components for a mean.
         temperature, top_s
-            Of draws, as for `sample`: with a temperature of 0, each draw shows the means of its
-            components, without pixel noise.
+            Of draws, as for `sample_like`: with a temperature of 0, each draw shows the means of
+            its components, without pixel noise.
         sharpening_steps : int, default=0
             Steps of `sharpen` on the missing pixels, to smooth over the seams.
         random_state : int, RandomState instance or None, default=None

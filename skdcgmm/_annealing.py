@@ -147,6 +147,16 @@ def finished(schedule: Schedule, state: ScheduleState) -> bool:
     return state.radius <= schedule.final_radius
 
 
+def reopen(schedule: Schedule, state: ScheduleState, fraction: float) -> ScheduleState:
+    """The state from which a fraction of the schedule, of its logarithmic way, is yet to come.
+
+    A schedule that stands before that stays where it is, and starts to compare blocks anew.
+    """
+    radius = schedule.final_radius * (schedule.radius / schedule.final_radius) ** fraction
+    rate = schedule.final_rate * (schedule.rate / schedule.final_rate) ** fraction
+    return ScheduleState(max(state.radius, radius), max(state.rate, rate))
+
+
 def one_cycle(progress: float) -> float:
     """Factor of the largest learning rate: a short rise, then half a cosine towards zero.
 

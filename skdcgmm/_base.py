@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,22 +13,26 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import Tags, check_consistent_length, check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 from tqdm import tqdm
 
-from skdcgmm import _fitting
+from skdcgmm import _distributed, _fitting
+from skdcgmm._checkpoint import Checkpoint
 from skdcgmm._composition import LayersMixin
 from skdcgmm._fitting import Settings
+from skdcgmm._images import FloatArray, Images
 from skdcgmm._network import Network
 from skdcgmm._parameters import FittedParametersMixin
+from skdcgmm._stream import Stream, is_stream
 from skdcgmm._training import OBJECTIVES, HistoryRow
 from skdcgmm._tree import JointNetwork
 from skdcgmm._validation import (
-    FloatArray,
-    Images,
     answer,
+    check_batch,
+    check_checkpoint,
     check_choice,
     check_device,
     check_image_shape,
@@ -35,6 +41,11 @@ from skdcgmm._validation import (
     check_weights,
 )
 
+# Parameters that a training does not depend on.
+_WITHOUT_EFFECT = (
+    "checkpoint", "checkpoint_minutes", "contamination", "device", "score_layer", "score_method",
+    "transform_layers", "verbose", "warm_start",
+)  # fmt: skip
 SCORE_METHODS = ("density", "contrast", "layer")
 
 
@@ -78,6 +89,8 @@ class BaseDCGMM(FittedParametersMixin, LayersMixin):
     device: str | torch.device
     random_state: int | np.random.RandomState | None
     verbose: int
+    checkpoint: str | os.PathLike[str] | None
+    checkpoint_minutes: float
     history_: list[HistoryRow]
 
     _score_methods: tuple[str, ...] = SCORE_METHODS
@@ -125,20 +138,21 @@ class BaseDCGMM(FittedParametersMixin, LayersMixin):
             "validation_fraction", self.validation_fraction, low=0, high=1, open_low=True,
             optional="no validation",
         )  # fmt: skip
+        check_checkpoint(self.checkpoint, self.checkpoint_minutes)
         check_device(self.device)
 
-    def _build(self, images: Images) -> Network:
+    def _build(self, images: Images | Stream) -> Network:
         reserved = set(self.get_params(deep=False))
         return _fitting.build_stack(
             self.layers, self.n_components, images, reserved, self.objective
         )
 
-    def _start(self, images: Images, rng: np.random.RandomState) -> Network:
+    def _start(self, images: Images | Stream, rng: np.random.RandomState) -> Network:
         network = self._build(images)
         _fitting.initialise(network, images, self.reg_covar, rng)
         return network.to(check_device(self.device))
 
-    def _earlier_training(self, images: Images) -> tuple[Network | None, Any]:
+    def _earlier_training(self, images: Images | Stream) -> tuple[Network | None, Any]:
         """A copy of the earlier fit for `warm_start`, if its stack is the one asked for."""
         if self.warm_start and hasattr(self, "_network"):
             old = self._network_in_place()
@@ -155,8 +169,9 @@ class BaseDCGMM(FittedParametersMixin, LayersMixin):
         self,
         network: Network,
         progress: Any,
-        images: Images,
+        data: Images | Stream,
         rng: np.random.RandomState,
+        checkpoint: Checkpoint | None = None,
         *,
         stream: bool = False,
     ) -> None:
@@ -171,8 +186,9 @@ class BaseDCGMM(FittedParametersMixin, LayersMixin):
                 bar.update()
 
             try:
-                result = _fitting.train_network(
-                    network, progress, images, rng, settings, stream=stream, on_epoch=on_epoch,
+                outcome, progress_now = _fitting.train_network(
+                    network, progress, data, rng, settings,
+                    stream=stream, on_epoch=on_epoch, checkpoint=checkpoint,
                 )  # fmt: skip
             except FloatingPointError as error:
                 default = OBJECTIVES[self.objective].learning_rate
@@ -180,37 +196,96 @@ class BaseDCGMM(FittedParametersMixin, LayersMixin):
                     f"learning_rate={self.learning_rate or default} made training diverge: "
                     f"{error}. Choose a smaller one; the default is {default}."
                 ) from error
-        _fitting.merge_components(network, images, rng)
-        channels, height, width = images.shape
+        _fitting.merge_components(network, data, rng)
+        if outcome.interrupted:
+            warnings.warn(
+                f"Training was interrupted: the model is that of epoch {len(outcome.history)}, "
+                "the last one that was completed.",
+                ConvergenceWarning,
+                stacklevel=4,
+            )
+        elif checkpoint is not None:
+            checkpoint.remove()
+        channels, height, width = data.shape
         if stream and progress:
-            result.history[0]["epoch"] = len(self.history_) + 1
-            self.history_ = self.history_ + result.history
+            outcome.history[0]["epoch"] = len(self.history_) + 1
+            self.history_ = self.history_ + outcome.history
         else:
-            self.history_ = result.history
-        self._network, self._progress = network, result.progress
-        self._row_shape = images.row_shape
+            self.history_ = outcome.history
+        self._network, self._progress = network, progress_now
+        self._row_shape = data.row_shape
         self.image_shape_ = (height, width, channels)
         self.n_iter_ = len(self.history_)
-        self.converged_ = result.converged
+        self.converged_ = outcome.converged
         self._fitted_objective = self.objective
+
+    def _open_checkpoint(self, rng: np.random.RandomState) -> Checkpoint | None:
+        """Where training notes how far it has got, and what an earlier one has noted."""
+        if self.checkpoint is None:
+            return None
+        parameters = self.get_params()
+        for name in _WITHOUT_EFFECT:
+            parameters.pop(name, None)
+        # A generator has moved on since.
+        if not isinstance(self.random_state, int | np.integer | None):
+            parameters.pop("random_state")
+        return Checkpoint(self.checkpoint, self.checkpoint_minutes, repr(parameters), rng)
 
     def _fit(
         self, X: Any, sample_weight: Any = None, y: NDArray[np.int64] | None = None
-    ) -> tuple[Images, Images]:
-        """Check everything and train; all images, and those trained on, with their labels."""
+    ) -> tuple[Images | None, Images | Stream]:
+        """Check everything and train.
+
+        Returns
+        -------
+        images : Images or None
+            All, if X is an array.
+        data : Images or Stream
+            What was trained on, with labels.
+        """
         self._check_parameters()
-        images = check_images(self, X, check_image_shape(self.image_shape), reset=True)
+        rng = _distributed.same_random_state(check_random_state(self.random_state))
+        checkpoint = self._open_checkpoint(rng)
+        if checkpoint is not None:
+            rng = checkpoint.rng
+        images, data = self._read_images(X, sample_weight, y, rng)
+        network, progress = self._earlier_training(data)
+        if network is None:
+            network = self._start(data, rng)
+        if checkpoint is not None:
+            scale = network.shift.tolist(), network.scale.tolist()
+            checkpoint.check_images(repr((data.n_images, data.shape, *scale)))
+        self._train(network, progress, data, rng, checkpoint)
+        return images, data
+
+    def _read_images(
+        self,
+        X: Any,
+        sample_weight: Any,
+        y: NDArray[np.int64] | None,
+        rng: np.random.RandomState,
+    ) -> tuple[Images | None, Images | Stream]:
+        """The images to train on, in one of the forms they may have."""
+        image_shape = check_image_shape(self.image_shape)
+        if y is None and is_stream(X):
+            if sample_weight is not None:
+                raise ValueError(
+                    "sample_weight must be None for X that comes in batches; weights need an array."
+                )
+            batch_size = self.batch_size or OBJECTIVES[self.objective].batch_size
+            return None, Stream(
+                X,
+                lambda batch, first: check_batch(self, batch, image_shape, first=first),
+                batch_size,
+                rng,
+            )
+        images = check_images(self, X, image_shape, reset=True, min_samples=2)
         if y is not None:
             check_consistent_length(images.rows, y)
             images = replace(images, y=y)
         seen = check_weights(sample_weight, images)
-        rng = check_random_state(self.random_state)
         if seen.y is not None:
             seen = _fitting.spread_labels(seen, rng, check_device(self.device))
-        network, progress = self._earlier_training(seen)
-        if network is None:
-            network = self._start(seen, rng)
-        self._train(network, progress, seen, rng)
         return images, seen
 
     def _check_network(self, network: Network) -> None:

@@ -19,9 +19,15 @@ class Batch(NamedTuple):
         Number of the class of each image, -1 where unknown.
     label_weight : float
         Number of images that a label stands for.
+    n_together : int or None
+        Number of images of this step in all processes that train together; None is N.
+    complete : bool
+        Whether no value is known to be missing.
     """
 
     x: Tensor
     weight: Tensor | None = None
     y: Tensor | None = None
     label_weight: float = 1.0
+    n_together: int | None = None
+    complete: bool = False

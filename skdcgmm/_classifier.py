@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import os
 from typing import Any, Self, TypeGuard
 
 import numpy as np
@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 from sklearn.base import ClassifierMixin
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score
-from sklearn.utils import assert_all_finite, column_or_1d
-from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
-from torch import Tensor
 
 from skdcgmm._generative import GenerativeDCGMM
+from skdcgmm._images import FloatArray, Images
+from skdcgmm._labels import as_array, encode
 from skdcgmm._network import Network
+from skdcgmm._stream import Stream
 from skdcgmm._tree import JointNetwork
-from skdcgmm._validation import FloatArray, Images, answer, check_choice
+from skdcgmm._validation import answer, check_choice
 
 READOUTS = ("joint", "linear")
 
@@ -45,7 +45,8 @@ class DCGMMClassifier(ClassifierMixin, GenerativeDCGMM):
         The mixture layers whose responsibilities a linear readout reads: by index, or name.
     score_method, score_layer, reg_covar, max_epochs, batch_size, learning_rate
         As for `DCGMMEstimator`.
-    tol, n_iter_no_change, validation_fraction, warm_start, device, random_state, verbose
+    tol, n_iter_no_change, validation_fraction, warm_start, device, random_state, verbose, \
+checkpoint, checkpoint_minutes
         As for `DCGMMEstimator`.
 
     Attributes
@@ -112,6 +113,8 @@ class DCGMMClassifier(ClassifierMixin, GenerativeDCGMM):
         device: str | torch.device = "auto",
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
+        checkpoint: str | os.PathLike[str] | None = None,
+        checkpoint_minutes: float = 10.0,
     ) -> None:
         self.layers = layers
         self.image_shape = image_shape
@@ -131,6 +134,8 @@ class DCGMMClassifier(ClassifierMixin, GenerativeDCGMM):
         self.device = device
         self.random_state = random_state
         self.verbose = verbose
+        self.checkpoint = checkpoint
+        self.checkpoint_minutes = checkpoint_minutes
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Train the stack on images with and without labels.
@@ -157,7 +162,7 @@ class DCGMMClassifier(ClassifierMixin, GenerativeDCGMM):
             stays as it is.
         """
         with self._unchanged_on_failure():
-            classes, encoded = _encode(y)
+            classes, encoded = encode(y)
             going_on = self.warm_start and hasattr(self, "classes_")
             if going_on and not np.array_equal(classes, self.classes_):
                 raise ValueError(
@@ -167,6 +172,7 @@ class DCGMMClassifier(ClassifierMixin, GenerativeDCGMM):
             self.classes_ = classes
             self.__dict__.pop("readout_", None)
             _, seen = self._fit(X, sample_weight, encoded)
+            assert isinstance(seen, Images)
             if self.readout == "linear":
                 self._fit_readout(seen)
         return self
@@ -199,7 +205,7 @@ class DCGMMClassifier(ClassifierMixin, GenerativeDCGMM):
         -------
         float
         """
-        return float(accuracy_score(_as_array(y), self._predicted(X), sample_weight=sample_weight))
+        return float(accuracy_score(as_array(y), self._predicted(X), sample_weight=sample_weight))
 
     def predict_proba(self, X: Any) -> Any:
         """Probability of each class given the image; missing pixels are marginalised.
@@ -291,7 +297,7 @@ class DCGMMClassifier(ClassifierMixin, GenerativeDCGMM):
         super()._check_parameters()
         check_choice("readout", self.readout, READOUTS)
 
-    def _build(self, images: Images) -> Network:
+    def _build(self, images: Images | Stream) -> Network:
         network = super()._build(images)
         if self.readout == "joint":
             if not isinstance(network, JointNetwork):
@@ -307,15 +313,16 @@ class DCGMMClassifier(ClassifierMixin, GenerativeDCGMM):
 
     def _fit_readout(self, images: Images) -> None:
         assert images.y is not None
-        known = images.y >= 0
-        present = np.unique(images.y[known])
+        y = images.of_all(images.y)
+        known = np.flatnonzero(y >= 0)
+        present = np.unique(y[known])
         if len(present) < 2:
             raise ValueError(
                 "y must have at least two classes for readout='linear'; got 1 class, "
                 f"{self.classes_[present[0]]}. Choose readout='joint'."
             )
         names = self._mixture_names(self._network, "readout_layers", self.readout_layers)
-        labelled = images.take(np.flatnonzero(known))
+        labelled = images.collect(known)
         features = self._responsibilities(labelled, names)
         self._readout_names = names
         self.readout_ = LogisticRegression(max_iter=1000)
@@ -340,55 +347,3 @@ class DCGMMClassifier(ClassifierMixin, GenerativeDCGMM):
 def _has_classes(network: Network) -> TypeGuard[JointNetwork]:
     """Whether the density of the network is one of images and classes."""
     return isinstance(network, JointNetwork) and network.class_logits is not None
-
-
-def _encode(y: Any) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Classes, and the number of the class of each image, -1 where unknown.
-
-    Raises
-    ------
-    ValueError
-        If there are no labels, or those of no classification.
-    """
-    if y is None:
-        raise ValueError(
-            "DCGMMClassifier requires y to be passed, but the target y is None. Give each image "
-            "its class, or -1 where it is unknown."
-        )
-    labels = column_or_1d(_as_array(y), warn=True)
-    if any(value is None or value != value for value in labels.tolist()):
-        raise ValueError("y contains NaN or None. Give -1 where the class is unknown.")
-    assert_all_finite(labels, input_name="y")
-    if labels.dtype.kind in "US" and (labels == "-1").any():
-        raise ValueError(
-            "y holds '-1' among names: with -1 for unknown, y must be of dtype object, such as "
-            "np.array(['cat', -1], dtype=object)."
-        )
-    known = np.flatnonzero(labels != -1) if labels.dtype.kind in "biufO" else np.arange(len(labels))
-    if not len(known):
-        raise ValueError(
-            f"y must hold the class of some images; all of {len(labels)} are -1, which is unknown."
-        )
-    values = labels[known]
-    if values.dtype == object:
-        # Numbers among unknowns of another kind are numbers still.
-        values = np.array(values.tolist())
-    if values.dtype == object:
-        raise ValueError("y must hold numbers or names of classes, and -1 where unknown.")
-    with warnings.catch_warnings():
-        # With few labels, many classes for each are no sign of a regression.
-        warnings.filterwarnings("ignore", "The number of unique classes is greater than 50%")
-        check_classification_targets(values)
-    classes, numbers = np.unique(values, return_inverse=True)
-    if len(classes) == 1 and len(known) < len(labels):
-        raise ValueError(
-            "y must hold at least two classes besides -1, which means unknown; got 1 class, "
-            f"{classes[0]}. If -1 is one of two classes, name it otherwise."
-        )
-    encoded = np.full(len(labels), -1, dtype=np.int64)
-    encoded[known] = numbers
-    return classes, encoded
-
-
-def _as_array(y: Any) -> Any:
-    return y.detach().cpu().numpy() if isinstance(y, Tensor) else y

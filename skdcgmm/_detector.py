@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, Self
 
 import numpy as np
@@ -11,11 +12,14 @@ from sklearn.base import OutlierMixin
 from sklearn.utils import check_random_state
 from torch import Tensor
 
+from skdcgmm import _distributed
 from skdcgmm._base import SCORE_METHODS, BaseDCGMM, check_deep, check_joint
+from skdcgmm._images import FloatArray, Images
 from skdcgmm._network import Network
 from skdcgmm._outliers import CALIBRATIONS, N_CALIBRATION, Calibration, views
+from skdcgmm._stream import Stream
 from skdcgmm._tree import JointNetwork
-from skdcgmm._validation import FloatArray, Images, answer, check_number
+from skdcgmm._validation import answer, check_number
 
 
 class DCGMMOutlierDetector(OutlierMixin, BaseDCGMM):
@@ -46,7 +50,8 @@ class DCGMMOutlierDetector(OutlierMixin, BaseDCGMM):
           flat mixture, "layer" if it is layer-wise.
     score_layer, reg_covar, max_epochs, batch_size, learning_rate
         As for `DCGMMEstimator`.
-    tol, n_iter_no_change, validation_fraction, warm_start, device, random_state, verbose
+    tol, n_iter_no_change, validation_fraction, warm_start, device, random_state, verbose, \
+checkpoint, checkpoint_minutes
         As for `DCGMMEstimator`.
 
     Attributes
@@ -91,6 +96,8 @@ class DCGMMOutlierDetector(OutlierMixin, BaseDCGMM):
         device: str | torch.device = "auto",
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
+        checkpoint: str | os.PathLike[str] | None = None,
+        checkpoint_minutes: float = 10.0,
     ) -> None:
         self.contamination = contamination
         self.layers = layers
@@ -109,6 +116,8 @@ class DCGMMOutlierDetector(OutlierMixin, BaseDCGMM):
         self.device = device
         self.random_state = random_state
         self.verbose = verbose
+        self.checkpoint = checkpoint
+        self.checkpoint_minutes = checkpoint_minutes
 
     def fit(self, X: Any, y: Any = None) -> Self:
         """Train the stack, and learn how its training images score.
@@ -116,7 +125,7 @@ class DCGMMOutlierDetector(OutlierMixin, BaseDCGMM):
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features), (n_samples, height, width) or \
-(n_samples, height, width, channels), or Tensor
+(n_samples, height, width, channels), Tensor, Dataset or iterable of batches
             As for `DCGMMEstimator`. Outliers among them, if few, do little harm.
         y : Ignored
 
@@ -131,8 +140,9 @@ class DCGMMOutlierDetector(OutlierMixin, BaseDCGMM):
             stays as it is.
         """
         with self._unchanged_on_failure():
-            images, _ = self._fit(X)
-            self._calibrate(images)
+            _, data = self._fit(X)
+            rng = _distributed.same_random_state(check_random_state(self.random_state))
+            self._calibrate(data, rng)
         return self
 
     def calibrate(self, X: Any, score_method: str | None = None) -> Self:
@@ -159,7 +169,8 @@ class DCGMMOutlierDetector(OutlierMixin, BaseDCGMM):
             if score_method is not None:
                 self.score_method = score_method
             self._check_parameters()
-            self._calibrate(self._check_fitted_images(X))
+            images = self._check_fitted_images(X)
+            self._calibrate(images, check_random_state(self.random_state))
         return self
 
     def score_samples(self, X: Any) -> Any:
@@ -229,18 +240,16 @@ class DCGMMOutlierDetector(OutlierMixin, BaseDCGMM):
                 check_deep(network, purpose)
         return self.score_method
 
-    def _calibrate(self, images: Images) -> None:
-        if len(images) < 2:
+    def _calibrate(self, data: Images | Stream, rng: np.random.RandomState) -> None:
+        if data.n_images < 2:
             raise ValueError(
                 "X must hold at least two images, to learn how normal ones score; "
-                f"got {len(images)}."
+                f"got {data.n_images}."
             )
         self._method = self._resolved_method(self._network)
         self._layer = self._mixture_name(self._network, "score_layer", self.score_layer)
         self._calibration: Calibration | None = None
-        rng = check_random_state(self.random_state)
-        if len(images) > N_CALIBRATION:
-            images = images.take(rng.permutation(len(images))[:N_CALIBRATION])
+        images = data.sample(N_CALIBRATION, rng)
         if self._method in CALIBRATIONS:
             statistics = self._statistics(images)
             self._calibration = CALIBRATIONS[self._method]().fit(statistics, rng)

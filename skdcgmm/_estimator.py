@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import math
+import os
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -11,22 +11,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
-from sklearn.utils import Tags, check_random_state
+from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
-from skdcgmm._generative import GenerativeDCGMM
+from skdcgmm._incremental import IncrementalDCGMM
 from skdcgmm._network import Network
-from skdcgmm._validation import (
-    answer,
-    check_image_shape,
-    check_images,
-    check_number,
-    check_weights,
-)
+from skdcgmm._validation import answer, check_number
 
 
 class DCGMMEstimator(
-    ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, GenerativeDCGMM
+    ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, IncrementalDCGMM
 ):
     """Deep convolutional Gaussian mixture model.
 
@@ -95,6 +89,12 @@ class DCGMMEstimator(
         same machine.
     verbose : int, default=0
         1 shows a progress bar.
+    checkpoint : str or path-like, default=None
+        A file that `fit` writes from time to time, and removes at its end. If `fit` finds one, of a
+        training with the same parameters and images that was killed, it goes on from it and ends in
+        the model that the other would have ended in.
+    checkpoint_minutes : float, default=10
+        Time between two writings of it.
 
     Attributes
     ----------
@@ -117,7 +117,8 @@ class DCGMMEstimator(
         Mean image of each cluster. A layer-wise stack has none: the image without noise of the
         likeliest path down, or the mean of several.
     labels_ : ndarray of shape (n_samples,)
-        Clusters of the images of the last `fit`, or of the last chunk.
+        Clusters of the images of the last `fit`, or of the last chunk; not there after a `fit` of
+        batches, whose order may change.
     history_ : list of dict
         One row an epoch: `epoch`, `loss`, which training raises (the mean log density if joint,
         tempered in the first 30 % of the training), `validation_loss`, and, if layer-wise, each
@@ -171,6 +172,8 @@ class DCGMMEstimator(
         device: str | torch.device = "auto",
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
+        checkpoint: str | os.PathLike[str] | None = None,
+        checkpoint_minutes: float = 10.0,
     ) -> None:
         self.n_components = n_components
         self.layers = layers
@@ -190,6 +193,8 @@ class DCGMMEstimator(
         self.device = device
         self.random_state = random_state
         self.verbose = verbose
+        self.checkpoint = checkpoint
+        self.checkpoint_minutes = checkpoint_minutes
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """Train the stack.
@@ -197,9 +202,12 @@ class DCGMMEstimator(
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features), (n_samples, height, width) or \
-(n_samples, height, width, channels), or Tensor
+(n_samples, height, width, channels), Tensor, Dataset or iterable of batches
             Channels last, NaN where missing. It is computed with in single precision unless it is
-            in double.
+            in double. Arrays mapped from a file are read a batch at a time. A
+            `torch.utils.data.Dataset`, a `DataLoader`, or any other iterable of batches that starts
+            anew in every epoch is gone through once more to begin with; batches are arrays, or
+            tuples that begin with one, and may have the channels first if `image_shape` says so.
         y : Ignored
         sample_weight : array-like of shape (n_samples,), default=None
             Weights of the images in the loss; None weighs all the same.
@@ -213,51 +221,18 @@ class DCGMMEstimator(
         ValueError, TypeError
             If a parameter or X does not fit; the message names it and what would. An earlier fit
             stays as it is.
+
+        Notes
+        -----
+        Where `torch.distributed` is initialised, each process gives its own part of the images, and
+        all end with the same model. Ctrl-C ends the training with a warning, and the model of the
+        last complete epoch.
         """
         with self._unchanged_on_failure():
             images, _ = self._fit(X, sample_weight)
-            self.labels_ = self._labels(images)
-        return self
-
-    def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
-        """Go once over a chunk of images.
-
-        The first chunk fixes the scale of the images and the stack, whose components start from its
-        images: let it hold more of them than the stack has components. With `layers="auto"`, each
-        chunk merges top components anew into clusters, whose numbers may change.
-        The learning rate is planned for 1000 steps of `batch_size` images ("joint") or 4000
-        ("layerwise"), and the model is of little use before most of them are done; after them, it
-        stays at its small last value.
-
-        Parameters
-        ----------
-        X : array-like, as in `fit`
-        y : Ignored
-        sample_weight : array-like of shape (n_samples,), default=None
-            Weights of the images of the chunk, relative to their mean.
-
-        Returns
-        -------
-        self
-        """
-        with self._unchanged_on_failure():
-            self._check_parameters()
-            rng = check_random_state(self.random_state)
-            if hasattr(self, "_network"):
-                if self.objective != self._fitted_objective:
-                    raise ValueError(
-                        f"objective must stay {self._fitted_objective!r} in a stream that has "
-                        f"begun with it; got {self.objective!r}. Set it back, or call fit."
-                    )
-                images = self._check_fitted_images(X)
-                seen = check_weights(sample_weight, images)
-                network, progress = copy.deepcopy(self._network_in_place()), self._progress
-            else:
-                images = check_images(self, X, check_image_shape(self.image_shape), reset=True)
-                seen = check_weights(sample_weight, images)
-                network, progress = self._start(seen, rng), None
-            self._train(network, progress, seen, rng, stream=True)
-            self.labels_ = self._labels(images)
+            self.__dict__.pop("labels_", None)
+            if images is not None:
+                self.labels_ = self._labels(images)
         return self
 
     def predict(self, X: Any) -> Any:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from sklearn.base import clone
 
-from skdcgmm import _build, _presets, _spreading
+from skdcgmm import _build, _checkpoint, _distributed, _presets, _spreading
 from skdcgmm._batch import Batch
+from skdcgmm._checkpoint import Checkpoint
 from skdcgmm._composition import check_layers, name_layers
 from skdcgmm._gaussian import exact_products
+from skdcgmm._images import Images
 from skdcgmm._merging import merge
 from skdcgmm._network import Network
-from skdcgmm._training import OBJECTIVES, HistoryRow, train
-from skdcgmm._validation import Images, make_generator
+from skdcgmm._stream import Stream
+from skdcgmm._training import OBJECTIVES, HistoryRow, Outcome, Standing, train
+from skdcgmm._validation import make_generator
 from skdcgmm.layers import ConvGMM
 
 # Images enter the layers with this variance, about that of images in 0-1, for which the published
@@ -48,7 +50,11 @@ class Settings(NamedTuple):
 
 
 def build_stack(
-    layers: Any, n_components: int | None, images: Images, reserved: set[str], objective: str
+    layers: Any,
+    n_components: int | None,
+    images: Images | Stream,
+    reserved: set[str],
+    objective: str,
 ) -> Network:
     """Build the network that the parameters `layers` and `n_components` ask for.
 
@@ -61,7 +67,7 @@ def build_stack(
     auto = isinstance(layers, str) and layers == "auto"
     if auto:
         choose = _presets.auto if joint else _presets.auto_layerwise
-        named = name_layers(choose(images.shape, len(images)))
+        named = name_layers(choose(images.shape, images.n_images))
     elif isinstance(layers, str):
         named = name_layers(_presets.preset(layers, images.shape))
     else:
@@ -84,15 +90,15 @@ def build_stack(
     return network
 
 
-def _check_components(network: Network, images: Images, n_components: int | None) -> None:
+def _check_components(network: Network, images: Images | Stream, n_components: int | None) -> None:
     for name, layer in network.mixtures.items():
-        n_windows = len(images) * int(np.prod(layer.output_shape[1:])) // layer.n_mixtures
+        n_windows = images.n_images * int(np.prod(layer.output_shape[1:])) // layer.n_mixtures
         if layer.n_components > n_windows:
             overridden = layer is network.top and n_components is not None
             raise ValueError(
                 f"{'n_components' if overridden else f'{name}__n_components'} must be at most "
-                f"{n_windows}, the number of windows that a mixture sees in {len(images)} images; "
-                f"got {layer.n_components}. Choose fewer components or fit more images."
+                f"{n_windows}, the number of windows that a mixture sees in {images.n_images} "
+                f"images; got {layer.n_components}. Choose fewer components or fit more images."
             )
 
 
@@ -113,14 +119,16 @@ def same_stack(new: Network, old: Network) -> bool:
 
 def initialise(
     network: Network,
-    images: Images,
+    images: Images | Stream,
     reg_covar: float | None,
     rng: np.random.RandomState,
 ) -> None:
     """Scale a network to the images, give it their dtype, and start it at random."""
     plain = images.shape[1:] == (1, 1)
     # A spherical Gaussian is one in the units of X: all features keep one scale.
-    mean, variance = images.moments(by_feature=plain and not network.first.emission.spherical)
+    moments = images.moments(by_feature=plain and not network.first.emission.spherical)
+    shape = (-1, 1, 1) if moments.mean.ndim else ()
+    mean, variance = moments.mean.reshape(shape), moments.variance.reshape(shape)
     if not (np.isfinite(mean).all() and np.isfinite(variance).all()):
         raise ValueError(
             "X has values whose variance is beyond double precision. Scale X, for instance with "
@@ -138,19 +146,18 @@ def initialise(
     relative = torch.as_tensor(floor / scale**2)
     network.first.gaussian.set_min_variance(relative.flatten() if relative.ndim else relative)
     largest = max(layer.n_components for layer in network.mixtures.values())
-    n_seeds = min(_N_SEEDS, images.batch_size(network.numbers_per_image))
-    n_seeds = min(len(images), max(n_seeds, 2 * largest))
-    share = None if images.weight is None else images.weight / images.weight.sum()
-    seeds = rng.choice(len(images), n_seeds, replace=False, p=share)
+    n_seeds = min(_N_SEEDS, Images.batch_size(network.numbers_per_image))
+    seeds = images.sample(max(n_seeds, 2 * largest), rng, weighted=True)
     with exact_products(network.scale.device):
-        network.initialise(images.tensor(seeds, network.scale), make_generator(rng))
+        network.initialise(seeds.tensor(slice(None), network.scale), make_generator(rng))
+    _distributed.same_start(network)
 
 
-def merge_components(network: Network, images: Images, rng: np.random.RandomState) -> None:
+def merge_components(network: Network, images: Images | Stream, rng: np.random.RandomState) -> None:
     """Merge the top components, by some of the images, if clusters are to be fewer."""
     if network.n_clusters == network.top.n_components:
         return
-    some = images.take(rng.permutation(len(images))[:_N_LOOKED_AT])
+    some = images.sample(_N_LOOKED_AT, rng)
     scores = some.map(lambda x: network.scores(x), network.scale, network.numbers_per_image)
     clusters = merge(scores, network.n_clusters, some.weight)
     network.clusters = torch.from_numpy(clusters).to(network.clusters)
@@ -165,85 +172,114 @@ def spread_labels(images: Images, rng: np.random.RandomState, device: torch.devi
         If no image has a class.
     """
     assert images.y is not None
-    if not (images.y >= 0).any():
+    y = images.of_all(images.y).copy()
+    if not (y >= 0).any():
         raise ValueError("sample_weight must leave some labelled image a weight; all are zero.")
-    if (images.y >= 0).all():
+    if (y >= 0).all():
         return images
-    order = rng.permutation(len(images))
-    order = order[np.argsort(images.y[order] < 0, kind="stable")]
-    some = order[: min(_N_LOOKED_AT, _MAX_SPREAD_VALUES // images.rows.shape[1])]
+    order = rng.permutation(len(y))
+    order = order[np.argsort(y[order] < 0, kind="stable")]
+    order = order[: min(_N_LOOKED_AT, _MAX_SPREAD_VALUES // images.rows.shape[1])]
     like = torch.zeros((), dtype=images.dtype, device=device)
-    y = images.y.copy()
     with exact_products(device):
-        y[some] = _spreading.spread(images.tensor(some, like), y[some])
-    return replace(images, y=y)
+        y[order] = _spreading.spread(images.collect(order).tensor(slice(None), like), y[order])
+    return replace(images, y=images.of_own(y))
 
 
 class Result(NamedTuple):
     """What training leaves besides the network."""
 
-    history: list[HistoryRow]
-    converged: bool
+    outcome: Outcome
     progress: Any
 
 
 def train_network(
     network: Network,
     progress: Any,
-    images: Images,
+    data: Images | Stream,
     rng: np.random.RandomState,
     settings: Settings,
     *,
-    stream: bool,
+    stream: bool = False,
     on_epoch: Callable[[HistoryRow], None],
+    checkpoint: Checkpoint | None = None,
 ) -> Result:
     """Train a network in place on all images, or go once over a chunk of a stream.
+
+    Parameters
+    ----------
+    network : Network
+    progress : Progress or None
+        Where an earlier training of it stands that this one goes on from.
+    data : Images or Stream
+    rng : RandomState
+        Of the order of the images.
+    settings : Settings
+    stream : bool
+        Whether the images are a chunk of a stream.
+    on_epoch : callable
+        Called with the history row of each epoch.
+    checkpoint : Checkpoint or None
+        Where to note how far training has got; it goes on from what an earlier one has noted.
 
     Raises
     ------
     FloatingPointError
         If training diverges.
+    KeyboardInterrupt
+        If the user stops training before an epoch is done.
     """
     defaults = OBJECTIVES[settings.objective]
     batch_size = settings.batch_size or defaults.batch_size
-    order = rng.permutation(len(images))
-    n_held_out = 0
-    if settings.validation_fraction is not None and not stream:
-        n_held_out = round(settings.validation_fraction * len(images))
-        n_held_out = min(len(images) - 1, max(1, n_held_out))
-    held_out, kept = order[:n_held_out], order[n_held_out:]
-    if images.weight is not None:
-        images = replace(images, weight=images.weight / images.weight[kept].mean())
-    n_batches = -(-len(kept) // batch_size)
+    fraction = None if stream else settings.validation_fraction
+    epochs = data.epochs(rng, batch_size, fraction, network.scale)
     max_epochs = settings.max_epochs
     if max_epochs is None:
-        max_epochs = max(_MIN_EPOCHS, round(defaults.n_steps / n_batches))
-    training = defaults.objective(
-        network,
-        defaults.n_steps if stream else n_batches * max_epochs,
-        settings.learning_rate or defaults.learning_rate,
-        progress,
-    )
+        max_epochs = max(_MIN_EPOCHS, round(defaults.n_steps / epochs.n_batches))
+    n_steps = defaults.n_steps if stream else epochs.n_batches * max_epochs
+    rate = settings.learning_rate or defaults.learning_rate
+    standing = Standing([])
+    if checkpoint is not None and (saved := checkpoint.saved) is not None:
+        network.load_state_dict(saved["network"])
+        progress, standing = saved["progress"], Standing(*saved["standing"])
+        rng.set_state(_checkpoint.unpack(saved["epoch"]).get_state(legacy=False))
+    training = defaults.objective(network, n_steps, rate, progress)
+    start_of_epoch: dict[str, Any] = {}
 
-    def batches(index: NDArray[np.integer[Any]]) -> Iterator[Batch]:
-        # Batches of equal size, so that the last few images weigh no more than others.
-        for part in np.array_split(index, -(-len(index) // batch_size)):
-            yield images.batch(part, network.scale)
+    def batches() -> Iterable[Batch]:
+        nonlocal start_of_epoch
+        if checkpoint is not None:
+            start_of_epoch = _checkpoint.pack(rng)
+        return epochs.batches()
 
-    history, converged = train(
-        training,
-        lambda: batches(rng.permutation(kept)),
-        (lambda: batches(held_out)) if n_held_out else None,
-        device=network.scale.device,
-        max_epochs=1 if stream else max_epochs,
-        tol=settings.tol,
-        n_iter_no_change=settings.n_iter_no_change,
-        on_epoch=on_epoch,
-    )
-    network.zero_grad(set_to_none=True)
-    # A loss is that before its step: the last step is still to be checked.
+    def on_step(standing: Standing) -> None:
+        if checkpoint is not None and checkpoint.due:
+            checkpoint.write(
+                {
+                    "network": network.state_dict(),
+                    "progress": training.progress,
+                    "standing": list(standing),
+                    "epoch": start_of_epoch,
+                }
+            )
+
     with exact_products(network.scale.device):
-        values = training.evaluate(next(batches(kept[:batch_size])))
+        outcome = train(
+            training,
+            network,
+            batches,
+            epochs.validation,
+            max_epochs=1 if stream else max_epochs,
+            tol=settings.tol,
+            n_iter_no_change=settings.n_iter_no_change,
+            on_epoch=on_epoch,
+            on_step=on_step,
+            standing=standing,
+        )
+        network.zero_grad(set_to_none=True)
+        # A loss is that before its step: the last step is still to be checked.
+        some = data.sample(batch_size, rng)
+        values = training.evaluate(some.batch(np.arange(len(some)), network.scale))
     if not values.isfinite().all():
         raise FloatingPointError(f"the loss is {values.mean().item()} after the last step")
-    return Result(history, converged, training.progress)
+    return Result(outcome, training.progress)

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from skdcgmm import _generation
 from skdcgmm._base import SCORE_METHODS, BaseDCGMM
+from skdcgmm._images import Images
 from skdcgmm._network import Network
 from skdcgmm._tree import JointNetwork
 from skdcgmm._validation import (
-    Images,
     answer,
     check_choice,
     check_mask,

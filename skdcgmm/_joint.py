@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from skdcgmm import _annealing
+from skdcgmm import _annealing, _distributed
 from skdcgmm._batch import Batch
 from skdcgmm._tree import JointNetwork
 
@@ -28,10 +28,22 @@ _SETTLED = 0.9
 
 
 class Progress(NamedTuple):
-    """Where a stream stands: its steps, and the state of the optimizer on the CPU."""
+    """Where a training stands.
+
+    Attributes
+    ----------
+    steps, n_steps : int
+        Done, and planned.
+    optimizer : list of dict
+        State of the optimizer by parameter, on the CPU.
+    losses : list of float
+        Of the steps since the last report.
+    """
 
     steps: int
+    n_steps: int
     optimizer: list[dict[str, Tensor]]
+    losses: list[float]
 
 
 class Joint:
@@ -46,7 +58,8 @@ class Joint:
     learning_rate : float
         Largest rate.
     progress : Progress or None
-        Where a stream stood that now goes on.
+        Where an earlier training of the network stood that now goes on: at the same share of the
+        planned steps.
     """
 
     def __init__(
@@ -64,7 +77,8 @@ class Joint:
             network.parameters(), lr=learning_rate, betas=_BETAS, maximize=True, fused=True
         )
         if progress is not None:
-            self._steps = progress.steps
+            self._steps = round(progress.steps / progress.n_steps * n_steps)
+            self._since_report = [network.scale.new_tensor(loss) for loss in progress.losses]
             state = self._optimizer.state_dict()
             # A copy: the earlier training may be taken up again should this one fail.
             state["state"] = dict(enumerate(copy.deepcopy(progress.optimizer)))
@@ -78,7 +92,12 @@ class Joint:
             {name: value.to("cpu", copy=True) for name, value in by_parameter[index].items()}
             for index in sorted(by_parameter)
         ]
-        return Progress(self._steps, states)
+        losses = [loss.item() for loss in self._since_report]
+        return Progress(self._steps, self._n_steps, states, losses)
+
+    def reopen(self, fraction: float) -> None:
+        """Go back by a fraction of the planned steps from their end, as far as they are done."""
+        self._steps = min(self._steps, round((1 - fraction) * self._n_steps))
 
     @property
     def annealed(self) -> bool:
@@ -92,12 +111,14 @@ class Joint:
         for group in self._optimizer.param_groups:
             group["lr"] = self._learning_rate * _annealing.one_cycle(done)
         values = self._network.log_prob(batch.x, temperature, batch.y, batch.label_weight)  # (N,)
-        loss = (values if batch.weight is None else values * batch.weight).mean()
+        total = (values if batch.weight is None else values * batch.weight).sum()
+        loss = total / (batch.n_together or len(batch.x))
         self._optimizer.zero_grad()
         torch.autograd.backward(loss)
+        (loss,) = _distributed.add_gradients(self._network.parameters(), [loss.detach()])
         self._optimizer.step()
         self._steps += 1
-        self._since_report.append(loss.detach())
+        self._since_report.append(loss)
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> Tensor:

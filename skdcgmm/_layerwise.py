@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from skdcgmm import _annealing
+from skdcgmm import _annealing, _distributed
 from skdcgmm._annealing import ScheduleState
 from skdcgmm._batch import Batch
 from skdcgmm._network import Network
@@ -35,12 +35,20 @@ BATCH_SIZE = 100
 
 
 class LayerProgress(NamedTuple):
-    """Where the training of a layer stands: its schedule, and the block that is under way."""
+    """Where the training of a layer stands.
+
+    Attributes
+    ----------
+    state : ScheduleState
+    first_step : int
+    block, losses : list of float
+        Losses of the block of steps that is under way, and of the steps since the last report.
+    """
 
     state: ScheduleState
     first_step: int
-    block_sum: float
-    block_steps: int
+    block: list[float]
+    losses: list[float]
 
 
 class Progress(NamedTuple):
@@ -70,26 +78,38 @@ class _LayerTraining:
 
     @property
     def progress(self) -> LayerProgress:
-        total = torch.stack(self._block).sum().item() if self._block else 0.0
-        return LayerProgress(self.state, self.first_step, total, len(self._block))
+        block, losses = (
+            torch.stack(values).tolist() if values else []
+            for values in (self._block, self._since_report)
+        )
+        return LayerProgress(self.state, self.first_step, block, losses)
 
     def resume(self, progress: LayerProgress) -> None:
         """Go on from there, within the bounds of today's learning rate."""
         rate = min(max(progress.state.rate, self.schedule.final_rate), self.schedule.rate)
         self.state = progress.state._replace(rate=rate)
         self.first_step = progress.first_step
-        mean = progress.block_sum / max(1, progress.block_steps)
-        self._block = [self.layer.gaussian.means.new_tensor(mean)] * progress.block_steps
+        means = self.layer.gaussian.means
+        self._block = [means.new_tensor(loss) for loss in progress.block]
+        self._since_report = [means.new_tensor(loss) for loss in progress.losses]
+
+    def reopen(self, fraction: float, step: int) -> None:
+        """Widen the neighbourhood to that at a fraction of the schedule from its end."""
+        self.state = _annealing.reopen(self.schedule, self.state, fraction)
+        self.first_step = step - round((1 - fraction) * self._deadline)
+        self._block = []
 
     @property
     def annealed(self) -> bool:
         return _annealing.finished(self.schedule, self.state)
 
-    def loss(self, log_prob: Tensor, weight: Tensor | None) -> Tensor:
+    def loss(self, log_prob: Tensor, batch: Batch) -> Tensor:
         self._distances = self._distances.to(log_prob)
         scores = log_prob + self.layer.log_weights  # (N, K, rows, columns)
         values = _annealing.annealed_max(scores, self._distances, self.state.radius)
-        return (values if weight is None else values * weight[:, None, None]).mean()
+        values = values.mean((1, 2))  # (N,)
+        total = (values if batch.weight is None else values * batch.weight).sum()
+        return total / (batch.n_together or len(batch.x))
 
     def record(self, loss: Tensor, step: int) -> None:
         """Keep the loss of a step; at the end of a block move the schedule."""
@@ -166,6 +186,11 @@ class Layerwise:
         layers = {name: training.progress for name, training in self._trainings.items()}
         return Progress(self._steps, layers)
 
+    def reopen(self, fraction: float) -> None:
+        """Go back by a fraction of the annealing of every layer, the upper ones without delay."""
+        for training in self._trainings.values():
+            training.reopen(fraction, self._steps)
+
     @property
     def annealed(self) -> bool:
         """Whether the radius of every layer has reached its floor."""
@@ -176,11 +201,13 @@ class Layerwise:
         trainings = [t for t in self._trainings.values() if t.first_step <= self._steps]
         climb = self._network.climb(batch.x, detach=True)
         losses = [
-            training.loss(log_prob, batch.weight)
+            training.loss(log_prob, batch)
             for training, (_, _, log_prob) in zip(trainings, climb, strict=False)
         ]
         self._optimizer.zero_grad()
         torch.autograd.backward(losses)
+        sums = [loss.detach() for loss in losses]
+        sums = _distributed.add_gradients(self._network.parameters(), sums)
         for training in trainings:
             _precondition(training.layer.gaussian)
         for group in self._optimizer.param_groups:
@@ -189,9 +216,9 @@ class Layerwise:
             learns = training.annealed or not group["after_annealing"]
             group["lr"] = training.state.rate * group["relative"] if learns else 0.0
         self._optimizer.step()
-        for training, loss in zip(trainings, losses, strict=True):
+        for training, loss in zip(trainings, sums, strict=True):
             training.layer.emission.constrain()
-            training.record(loss.detach(), self._steps)
+            training.record(loss, self._steps)
         self._steps += 1
 
     @torch.no_grad()

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from skdcgmm import _joint, _layerwise
+from skdcgmm import _distributed, _joint, _layerwise
 from skdcgmm._batch import Batch
-from skdcgmm._gaussian import exact_products
 
 HistoryRow = dict[str, float]
 Batches = Callable[[], Iterable[Batch]]
@@ -27,6 +27,9 @@ class Objective(Protocol):
     @property
     def progress(self) -> Any:
         """Where the training stands, to go on later."""
+
+    def reopen(self, fraction: float) -> None:
+        """Take the schedules back by a fraction, so that new images can change the network."""
 
     def step(self, batch: Batch) -> None:
         """Learn from a batch of images."""
@@ -65,74 +68,130 @@ OBJECTIVES = {
 }
 
 
+class Standing(NamedTuple):
+    """How far the epochs have got.
+
+    Attributes
+    ----------
+    history : list of dict
+        Of the epochs that are done.
+    best : float
+        Largest value since annealing ended.
+    stale : int
+        Epochs since it was reached.
+    n_batches : int
+        Batches of the next epoch that are done.
+    """
+
+    history: list[HistoryRow]
+    best: float = -math.inf
+    stale: int = 0
+    n_batches: int = 0
+
+
+class Outcome(NamedTuple):
+    """How training ended.
+
+    Attributes
+    ----------
+    history : list of dict
+    converged : bool
+        Whether training ended before `max_epochs` since the value stood still.
+    interrupted : bool
+        Whether the user stopped it; the network is that of the last epoch in the history.
+    """
+
+    history: list[HistoryRow]
+    converged: bool
+    interrupted: bool = False
+
+
 def train(
     objective: Objective,
+    network: nn.Module,
     batches: Batches,
     validation: Batches | None,
     *,
-    device: torch.device,
     max_epochs: int,
     tol: float,
     n_iter_no_change: int,
     on_epoch: Callable[[HistoryRow], None],
-) -> tuple[list[HistoryRow], bool]:
-    """Go through the epochs until the objective stands still.
+    on_step: Callable[[Standing], None] = lambda _: None,
+    standing: Standing = Standing([]),  # noqa: B008
+) -> Outcome:
+    """Go through the epochs until the objective stands still, or the user presses Ctrl-C.
 
     Parameters
     ----------
     objective : Objective
+    network : Module
+        What the objective trains.
     batches : callable
         Makes the batches of an epoch.
     validation : callable or None
         Makes the batches of images on which progress is judged; None is the epoch's own mean.
-    device : torch.device
-        Where the batches are.
     max_epochs : int
     tol, n_iter_no_change : float, int
         Training ends when the value has not risen by more than `tol` for this many epochs since
         annealing ended.
     on_epoch : callable
         Called with the history row of each epoch.
+    on_step : callable
+        Called after each step with how far the epochs have got.
+    standing : Standing
+        How far an earlier training had got that now goes on.
 
     Returns
     -------
-    history : list of dict
-    converged : bool
-        Whether training ended before `max_epochs`.
+    Outcome
 
     Raises
     ------
     FloatingPointError
         If the loss is not finite.
+    KeyboardInterrupt
+        If the user stops training before an epoch is done.
     """
-    history: list[HistoryRow] = []
-    best, stale = -math.inf, 0
-    for epoch in range(1, max_epochs + 1):
-        with exact_products(device), torch.enable_grad():
-            for batch in batches():
-                objective.step(batch)
+    history, best, stale, n_done = standing
+    history = list(history)
+    parameters = [parameter.detach() for parameter in network.parameters()]
+    of_last_epoch = [torch.empty_like(parameter) for parameter in parameters]
+    try:
+        for epoch in range(len(history) + 1, max_epochs + 1):
+            with torch.enable_grad():
+                for batch in itertools.islice(batches(), n_done, None):
+                    objective.step(batch)
+                    n_done += 1
+                    on_step(Standing(history, best, stale, n_done))
+            n_done = 0
             row = {"epoch": epoch, **objective.report()}
             if validation is not None:
                 row["validation_loss"] = _weighted_mean(objective, validation())
-        value = row.get("validation_loss", row["loss"])
-        if not math.isfinite(value + row["loss"]):
-            raise FloatingPointError(f"the loss is {value} after epoch {epoch}")
-        history.append(row)
-        on_epoch(row)
-        if objective.annealed:
-            stale = 0 if value > best + tol else stale + 1
-            best = max(best, value)
-        if stale >= n_iter_no_change:
-            return history, True
-    return history, False
+            value = row.get("validation_loss", row["loss"])
+            if not math.isfinite(value + row["loss"]):
+                raise FloatingPointError(f"the loss is {value} after epoch {epoch}")
+            torch._foreach_copy_(of_last_epoch, parameters)
+            history.append(row)
+            on_epoch(row)
+            if objective.annealed:
+                stale = 0 if value > best + tol else stale + 1
+                best = max(best, value)
+            if stale >= n_iter_no_change:
+                return Outcome(history, converged=True)
+    except KeyboardInterrupt:
+        if len(history) == len(standing.history):
+            raise
+        torch._foreach_copy_(parameters, of_last_epoch)
+        return Outcome(history, converged=False, interrupted=True)
+    return Outcome(history, converged=False)
 
 
 def _weighted_mean(objective: Objective, batches: Iterable[Batch]) -> float:
-    """Mean value of images by their weights."""
-    total = count = 0.0
+    """Mean value of images by their weights, of all processes."""
+    total = torch.zeros(2, dtype=torch.float64)
     for batch in batches:
-        values = objective.evaluate(batch)  # (N,)
-        weight = torch.ones_like(values) if batch.weight is None else batch.weight
-        total += (values * weight).sum().item()
-        count += weight.sum().item()
-    return total / count
+        values = objective.evaluate(batch).double().cpu()  # (N,)
+        weight = torch.ones_like(values) if batch.weight is None else batch.weight.double().cpu()
+        total += torch.stack([(values * weight).sum(), weight.sum()])
+    value, count = _distributed.add_up(total)
+    return float(value / count)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from functools import cached_property
+import os
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
-from sklearn.utils import check_random_state
+from sklearn.utils import assert_all_finite, check_random_state
 from sklearn.utils.validation import _check_sample_weight, validate_data
 from torch import Tensor
 
-from skdcgmm._batch import Batch
-from skdcgmm._gaussian import exact_products
+from skdcgmm import _distributed
+from skdcgmm._images import FloatArray, Images, is_complete
 from skdcgmm.layers import Shape
 
 EXPECTED_X = (
@@ -24,119 +23,14 @@ EXPECTED_X = (
     "(n_samples, n_features), (n_samples, height, width) or (n_samples, height, width, channels)."
 )
 
-FloatArray = NDArray[np.floating[Any]]
-
-# Numbers in the tensors that a batch of predictions may fill: bounds the memory of predictions.
-_BATCH_NUMBERS = 2**25
-
-
-@dataclass(frozen=True)
-class Images:
-    """Rows of pixels that become tensors a batch at a time.
-
-    Attributes
-    ----------
-    rows : ndarray of shape (n_samples, height * width * channels)
-        Of any real type that float32 holds exactly, or float64.
-    shape : (channels, height, width)
-    row_shape : tuple of int
-        Shape of an image as the user gave it.
-    weight : ndarray of shape (n_samples,) or None
-        Relative weights; None weighs all the same.
-    y : ndarray of int of shape (n_samples,) or None
-        Number of the class of each image, -1 where unknown.
-    """
-
-    rows: NDArray[Any]
-    shape: Shape
-    row_shape: tuple[int, ...]
-    weight: FloatArray | None = None
-    y: NDArray[np.int64] | None = None
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type to compute in: double precision for rows in double precision."""
-        return torch.float64 if self.rows.dtype == np.float64 else torch.float32
-
-    def take(self, index: NDArray[Any]) -> Images:
-        """Some of the images."""
-        weight = None if self.weight is None else self.weight[index]
-        y = None if self.y is None else self.y[index]
-        return replace(self, rows=self.rows[index], weight=weight, y=y)
-
-    def hide(self, mask: NDArray[np.bool_]) -> Images:
-        """The same with pixels missing where the mask (n_samples, features) is true."""
-        if not mask.any():
-            return self
-        rows = self.rows.astype(np.float64 if self.dtype == torch.float64 else np.float32)
-        rows[mask] = np.nan
-        return replace(self, rows=rows)
-
-    def tensor(self, index: slice | NDArray[np.integer[Any]], like: Tensor) -> Tensor:
-        """Some images (N, C, H, W), copied, with the dtype and device of `like`."""
-        channels, height, width = self.shape
-        rows = torch.from_numpy(np.array(self.rows[index]))
-        x = rows.to(like).view(-1, height, width, channels)  # (N, H, W, C)
-        return x.permute(0, 3, 1, 2)  # (N, C, H, W)
-
-    def batch(self, index: NDArray[np.integer[Any]], like: Tensor) -> Batch:
-        """Some images to learn from, with the dtype and device of `like`."""
-        x = self.tensor(index, like)
-        weight = None if self.weight is None else torch.from_numpy(self.weight[index]).to(x)
-        y = None if self.y is None else torch.from_numpy(self.y[index]).to(x.device)
-        return Batch(x, weight, y, self._label_weight)
-
-    @cached_property
-    def _label_weight(self) -> float:
-        """Number of images that a label stands for, by weight."""
-        if self.y is None:
-            return 1.0
-        weight = np.ones(len(self)) if self.weight is None else self.weight
-        return float(weight.sum() / weight[self.y >= 0].sum())
-
-    @staticmethod
-    def batch_size(numbers_per_image: int) -> int:
-        """Number of images whose passes through a network fill a bounded memory."""
-        return max(1, _BATCH_NUMBERS // numbers_per_image)
-
-    def slices(self, size: int) -> Iterator[slice]:
-        """Consecutive slices of at most `size` images."""
-        return (slice(start, start + size) for start in range(0, len(self), size))
-
-    def moments(self, *, by_feature: bool) -> tuple[FloatArray, FloatArray]:
-        """Mean and variance of the observed values, in double precision.
-
-        Of each feature, of shape (features, 1, 1), or over all of them, of shape ().
-        """
-        axis, shape = (0, (-1, 1, 1)) if by_feature else (None, ())
-        parts = [self.rows[part] for part in self.slices(1000)]
-        count = sum(np.sum(~np.isnan(part), axis=axis) for part in parts)
-        count = np.maximum(count, 1)  # nothing observed: mean and variance are 0
-        mean = sum(np.nansum(part, axis=axis, dtype=np.float64) for part in parts) / count
-        squares = sum(
-            np.nansum(np.square(np.subtract(part, mean, dtype=np.float64)), axis=axis)
-            for part in parts
-        )
-        return np.reshape(mean, shape), np.reshape(squares / count, shape)
-
-    def map(
-        self, function: Callable[[Tensor], Tensor], like: Tensor, numbers_per_image: int
-    ) -> NDArray[Any]:
-        """Apply a function of image tensors (N, C, H, W) in batches of bounded memory.
-
-        Real values are answered in the type to compute in.
-        """
-        slices = self.slices(self.batch_size(numbers_per_image))
-        with torch.no_grad(), exact_products(like.device):
-            values = torch.cat([function(self.tensor(part, like)).cpu() for part in slices])
-        return (values.to(self.dtype) if values.is_floating_point() else values).numpy()
-
 
 def check_images(
-    estimator: BaseEstimator, X: Any, image_shape: Shape | None, *, reset: bool
+    estimator: BaseEstimator,
+    X: Any,
+    image_shape: Shape | None,
+    *,
+    reset: bool,
+    min_samples: int = 1,
 ) -> Images:
     """Validate X as scikit-learn does, and give it the form of images.
 
@@ -149,6 +43,8 @@ def check_images(
         None: from the shape of X; rows are images of one pixel with n_features channels.
     reset : bool
         Whether this is the data that the estimator learns its features from.
+    min_samples : int
+        Least number of images.
 
     Raises
     ------
@@ -172,8 +68,11 @@ def check_images(
             # Small types stay as they are until a batch is made of them.
             dtype=None if _exact_in_float32(X) else np.float64,
             reset=reset,
-            ensure_all_finite="allow-nan",
-            ensure_min_samples=2 if reset else 1,
+            ensure_all_finite=False,
+            ensure_min_samples=min_samples,
+        )
+        complete = is_complete(
+            rows, lambda part: assert_all_finite(part, allow_nan=True, input_name="X")
         )
     except (ValueError, TypeError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
@@ -187,7 +86,28 @@ def check_images(
             f"features a row; X has {rows.shape[1]}. Give image_shape the height, width (and "
             "channels) of your images, or None for plain features."
         )
-    return Images(rows, shape, row_shape or rows.shape[1:])
+    return Images(rows, shape, row_shape or rows.shape[1:], complete=complete)
+
+
+def check_batch(
+    estimator: BaseEstimator, batch: Any, image_shape: Shape | None, *, first: bool
+) -> Images:
+    """Validate a batch of a data loader; its images may have their channels first, as in torch.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If the batch is no array or tensor of images, or they are not of `image_shape`.
+    """
+    if not hasattr(batch, "ndim"):
+        raise TypeError(
+            "X must have batches that are arrays or tensors of images, or tuples that begin with "
+            f"one; got a batch of type {type(batch).__name__}."
+        )
+    shape = tuple(batch.shape[1:])
+    if image_shape is not None and shape == image_shape and shape != _as_user_shape(image_shape):
+        batch = batch.movedim(1, -1) if isinstance(batch, Tensor) else np.moveaxis(batch, 1, -1)
+    return check_images(estimator, batch, image_shape, reset=first)
 
 
 def check_image_shape(value: object) -> Shape | None:
@@ -230,24 +150,30 @@ def _exact_in_float32(X: object) -> bool:
 def check_weights(sample_weight: Any, images: Images) -> Images:
     """The images that have a positive weight, with their weights, scaled to a mean of 1.
 
-    Without weights if `sample_weight` is None, or if all weigh the same.
+    As a share of those of all processes that train together. Without weights if `sample_weight` is
+    None, or if all weigh the same.
 
     Raises
     ------
     ValueError
         If they are not one non-negative number an image, or all are zero.
     """
+    given = _distributed.gather(sample_weight is not None)
+    if len(set(given)) > 1:
+        raise ValueError(f"sample_weight must be given in all processes, or in none; got {given}.")
     if sample_weight is None:
-        return images
+        return images.joined()
     weight: FloatArray = _check_sample_weight(
         sample_weight, images.rows, dtype=np.float64, ensure_non_negative=True
     )
     if not weight.any():
         raise ValueError("sample_weight must have a positive sum; all weights are zero.")
     kept = weight > 0
-    seen = images if kept.all() else images.take(kept)
-    weight = weight[kept] / weight.max()  # in two steps: the sum might overflow
-    return seen if np.ptp(weight) == 0 else replace(seen, weight=weight / weight.mean())
+    seen = (images if kept.all() else images.take(np.flatnonzero(kept))).joined()
+    # In two steps: the sum might overflow.
+    weight = weight[kept] / max(_distributed.gather(weight.max()))
+    of_all = seen.of_all(weight)
+    return seen if np.ptp(of_all) == 0 else replace(seen, weight=weight / of_all.mean())
 
 
 def answer(X: object, values: NDArray[Any]) -> Any:
@@ -321,6 +247,23 @@ def check_number(
     )
     if not inside:
         raise ValueError(f"{expected}; got {value!r}.")
+
+
+def check_checkpoint(path: Any, minutes: Any) -> None:
+    """Check the parameters of checkpoints.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If there is no such folder, or no such time.
+    """
+    check_number("checkpoint_minutes", minutes, low=0)
+    if path is None:
+        return
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"checkpoint must be the path of a file, or None; got {path!r}.")
+    if os.path.isdir(path) or not os.path.isdir(os.path.dirname(path) or "."):
+        raise ValueError(f"checkpoint must be a file in a folder that is there; got {path!r}.")
 
 
 def check_mask(mask: Any, images: Images) -> NDArray[np.bool_]:

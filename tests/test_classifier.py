@@ -17,8 +17,8 @@ from sklearn.preprocessing import MinMaxScaler
 from skdcgmm import ConvGMM, DCGMMClassifier, DCGMMEstimator, _build, _categorical, _fitting
 from skdcgmm._batch import Batch
 from skdcgmm._composition import name_layers
+from skdcgmm._images import Images
 from skdcgmm._joint import Joint
-from skdcgmm._validation import Images
 from tests import oracle
 from tests.test_joint import TINY, randomised
 

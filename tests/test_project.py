@@ -13,12 +13,14 @@ PACKAGE = Path(skdcgmm.__file__).parent
 
 # From the bottom up: a module may import only from those before it.
 ORDER = [
-    "_windows", "_categorical", "_annealing", "_gaussian", "_batch", "_merging", "_spreading",
+    "_windows", "_categorical", "_annealing", "_gaussian", "_batch", "_moments",
+    "_distributed", "_merging", "_spreading",
     "layers._base", "layers._emissions", "layers._tables", "layers._convgmm", "layers._maxpool",
     "layers",
     "_presets", "_network", "_tree", "_build", "_generation", "_joint", "_layerwise",
-    "_training", "_outliers", "_composition", "_parameters", "_validation", "_fitting", "_base",
-    "_generative", "_estimator", "_detector", "_classifier", "",
+    "_training", "_checkpoint", "_outliers", "_composition", "_parameters", "_images",
+    "_validation", "_labels", "_stream", "_fitting", "_base", "_generative", "_incremental",
+    "_estimator", "_detector", "_classifier", "",
     "datasets", "plotting", "__main__",
 ]  # fmt: skip
 

@@ -154,22 +154,22 @@ class Scripted:
 def run(losses, **options):
     return train(
         Scripted(losses),
+        torch.nn.Linear(1, 1),
         lambda: [],
         None,
-        device=torch.device("cpu"),
         on_epoch=lambda _: None,
         **{"max_epochs": len(losses), "tol": 0.1, "n_iter_no_change": 2, **options},
     )
 
 
 def test_training_ends_when_the_loss_stands_still():
-    history, converged = run([1.0, 2.0, 3.0, 3.05, 3.09, 9.0])
+    history, converged, _ = run([1.0, 2.0, 3.0, 3.05, 3.09, 9.0])
     assert converged
     assert len(history) == 5  # two epochs without a gain of more than tol
 
 
 def test_training_ends_with_the_last_epoch_otherwise():
-    history, converged = run([1.0, 2.0, 3.0, 3.05, 4.0])
+    history, converged, _ = run([1.0, 2.0, 3.0, 3.05, 4.0])
     assert not converged
     assert [row["epoch"] for row in history] == [1, 2, 3, 4, 5]
 

@@ -1,0 +1,145 @@
+"""A file from which a training that was stopped can go on."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from skdcgmm import _annealing, _distributed, _joint, _layerwise
+
+# What a file may hold besides tensors and plain values: reading it runs no code of its own.
+_TYPES: list[Any] = [
+    _joint.Progress, _layerwise.Progress, _layerwise.LayerProgress, _annealing.ScheduleState,
+]  # fmt: skip
+_VERSION = 1
+
+
+class Checkpoint:
+    """What a training has reached, written from time to time.
+
+    Of several processes the first one writes the file, and tells the others what it has read.
+
+    Parameters
+    ----------
+    path : str or path-like
+    minutes : float
+        Time between two writings.
+    parameters : str
+        Those of the training; a file of another one is refused.
+    rng : RandomState
+        At the start of the training.
+
+    Attributes
+    ----------
+    saved : dict or None
+        What an earlier training has left in the file.
+    rng : RandomState
+        As at the start of that training, or as given.
+
+    Raises
+    ------
+    ValueError
+        If the file cannot be read, or is of a training with other parameters.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        minutes: float,
+        parameters: str,
+        rng: np.random.RandomState,
+    ) -> None:
+        self._path = Path(path)
+        self._seconds = 60 * minutes
+        self._written = time.monotonic()
+        self._origin = {"version": _VERSION, "parameters": parameters, "start": pack(rng)}
+        self.saved: dict[str, Any] | None
+        self.saved, *_ = _distributed.gather(self._load())
+        self.rng = rng
+        if self.saved is not None:
+            self._check("version")
+            self._check("parameters")
+            self._origin["start"] = self.saved["start"]
+            self.rng = unpack(self.saved["start"])
+
+    def _load(self) -> dict[str, Any] | None:
+        if not self._path.exists():
+            return None
+        try:
+            with torch.serialization.safe_globals(_TYPES):
+                return dict(torch.load(self._path, map_location="cpu", weights_only=True))
+        except Exception as error:  # whatever the bytes of a broken file lead to
+            raise ValueError(
+                f"checkpoint={str(self._path)!r} cannot be read ({error!r}). Delete the file, or "
+                "give another path."
+            ) from error
+
+    def _check(self, name: str) -> None:
+        assert self.saved is not None
+        if self.saved.get(name) != self._origin[name]:
+            raise ValueError(
+                f"checkpoint={str(self._path)!r} is of another training: its {name} are "
+                f"{self.saved.get(name)}, not {self._origin[name]}. Delete the file, or give "
+                "another path."
+            )
+
+    def check_images(self, images: str) -> None:
+        """Compare what the training starts from with what the earlier one has.
+
+        Parameters
+        ----------
+        images : str
+            What tells the images of one training from those of another.
+
+        Raises
+        ------
+        ValueError
+            If they differ.
+        """
+        self._origin["images"] = images
+        if self.saved is not None:
+            self._check("images")
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to write."""
+        return time.monotonic() - self._written >= self._seconds
+
+    def write(self, state: dict[str, Any]) -> None:
+        """Replace the file by one with this state: whoever reads sees the old or the new one."""
+        if _distributed.rank() == 0:
+            fresh = self._path.with_name(self._path.name + ".new")
+            with fresh.open("wb") as file:
+                torch.save({**state, **self._origin}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            fresh.replace(self._path)
+        self._written = time.monotonic()
+
+    def remove(self) -> None:
+        """Remove the file: the training is done."""
+        if _distributed.rank() == 0:
+            self._path.unlink(missing_ok=True)
+
+
+def pack(rng: np.random.RandomState) -> dict[str, Any]:
+    """The state of a random generator in plain values."""
+    state = dict(rng.get_state(legacy=False))
+    inner = {name: np.asarray(value).tolist() for name, value in state.pop("state").items()}
+    return {**state, "state": inner}
+
+
+def unpack(state: dict[str, Any]) -> np.random.RandomState:
+    """A random generator in the state that `pack` has seen."""
+    rng = np.random.RandomState(getattr(np.random, state["bit_generator"])())
+    inner = {
+        name: np.array(value, dtype=np.uint64) if isinstance(value, list) else value
+        for name, value in state["state"].items()
+    }
+    rng.set_state({**state, "state": inner})
+    return rng

@@ -19,9 +19,12 @@ class Batch(NamedTuple):
         Number of the class of each image, -1 where unknown.
     label_weight : float
         Number of images that a label stands for.
+    complete : bool
+        Promise that no pixel is missing, which spares a look at all of them.
     """
 
     x: Tensor
     weight: Tensor | None = None
     y: Tensor | None = None
     label_weight: float = 1.0
+    complete: bool = False

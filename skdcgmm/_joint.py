@@ -91,7 +91,9 @@ class Joint:
         temperature = max(1.0, _TEMPERATURE ** (1 - done / _TEMPERING))
         for group in self._optimizer.param_groups:
             group["lr"] = self._learning_rate * _annealing.one_cycle(done)
-        values = self._network.log_prob(batch.x, temperature, batch.y, batch.label_weight)  # (N,)
+        values = self._network.log_prob(
+            batch.x, temperature, batch.y, batch.label_weight, batch.complete
+        )  # (N,)
         loss = (values if batch.weight is None else values * batch.weight).mean()
         self._optimizer.zero_grad()
         torch.autograd.backward(loss)
@@ -102,7 +104,9 @@ class Joint:
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> Tensor:
         """What a step raises for each image, without tempering, (N,)."""
-        return self._network.log_prob(batch.x, y=batch.y, label_weight=batch.label_weight)
+        return self._network.log_prob(
+            batch.x, y=batch.y, label_weight=batch.label_weight, complete=batch.complete
+        )
 
     def report(self) -> dict[str, float]:
         """Mean of what steps have raised, tempered as it was, since the last report."""

@@ -91,6 +91,24 @@ class _LayerTraining:
         values = _annealing.annealed_max(scores, self._distances, self.state.radius)
         return (values if weight is None else values * weight[:, None, None]).mean()
 
+    @torch.no_grad()
+    def ascend(self) -> None:
+        """Move the parameters along their gradients, each at its rate."""
+        _precondition(self.layer.gaussian)
+        relative_rates = {
+            self.layer.gaussian.means: 1.0,
+            self.layer.gaussian.root_precisions: _ROOT_PRECISION_RATE,
+            # While a layer anneals, unequal weights would starve components that win late.
+            self.layer.logits: _LOGIT_RATE if self.annealed else 0.0,
+        }
+        for parameter, relative in relative_rates.items():
+            assert parameter is not None
+            assert parameter.grad is not None
+            # The loss is a mean over positions, of which an unshared mixture sees only one.
+            rate = self.state.rate * relative * self.layer.n_mixtures
+            parameter.add_(parameter.grad, alpha=rate)
+        self.layer.emission.constrain()
+
     def record(self, loss: Tensor, step: int) -> None:
         """Keep the loss of a step; at the end of a block move the schedule."""
         self._since_report.append(loss)
@@ -136,29 +154,13 @@ class Layerwise:
         self._network = network
         self._steps = 0
         self._trainings: dict[str, _LayerTraining] = {}
-        groups = []
         for index, (name, layer) in enumerate(network.mixtures.items()):
             first_step = round(n_steps * min(_DELAY * index, _MAX_DELAY))
             self._trainings[name] = _LayerTraining(layer, first_step, n_steps, learning_rate)
-            # The loss is a mean over positions, of which an unshared mixture sees only one.
-            groups += [
-                {
-                    "params": [parameter],
-                    "layer": name,
-                    "relative": rate * layer.n_mixtures,
-                    "after_annealing": parameter is layer.logits,
-                }
-                for parameter, rate in (
-                    (layer.gaussian.means, 1.0),
-                    (layer.gaussian.root_precisions, _ROOT_PRECISION_RATE),
-                    (layer.logits, _LOGIT_RATE),
-                )
-            ]
         if progress is not None:
             self._steps = progress.steps
             for name, layer_progress in progress.layers.items():
                 self._trainings[name].resume(layer_progress)
-        self._optimizer = torch.optim.SGD(groups, lr=learning_rate, maximize=True)
 
     @property
     def progress(self) -> Progress:
@@ -174,23 +176,15 @@ class Layerwise:
     def step(self, batch: Batch) -> None:
         """One step of gradient ascent on every layer that has started."""
         trainings = [t for t in self._trainings.values() if t.first_step <= self._steps]
-        climb = self._network.climb(batch.x, detach=True)
+        climb = self._network.climb(batch.x, detach=True, complete=batch.complete)
         losses = [
             training.loss(log_prob, batch.weight)
             for training, (_, _, log_prob) in zip(trainings, climb, strict=False)
         ]
-        self._optimizer.zero_grad()
+        self._network.zero_grad()
         torch.autograd.backward(losses)
-        for training in trainings:
-            _precondition(training.layer.gaussian)
-        for group in self._optimizer.param_groups:
-            training = self._trainings[group["layer"]]
-            # While a layer anneals, unequal weights would starve components that win late.
-            learns = training.annealed or not group["after_annealing"]
-            group["lr"] = training.state.rate * group["relative"] if learns else 0.0
-        self._optimizer.step()
         for training, loss in zip(trainings, losses, strict=True):
-            training.layer.emission.constrain()
+            training.ascend()
             training.record(loss.detach(), self._steps)
         self._steps += 1
 
@@ -198,7 +192,7 @@ class Layerwise:
     def evaluate(self, batch: Batch) -> Tensor:
         """Sum over layers of the max-component log-likelihood, averaged over positions, (N,)."""
         total = batch.x.new_zeros(len(batch.x))
-        for _, layer, log_prob in self._network.climb(batch.x):
+        for _, layer, log_prob in self._network.climb(batch.x, complete=batch.complete):
             total += (log_prob + layer.log_weights).amax(1).mean((1, 2))
         return total
 

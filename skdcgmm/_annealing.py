@@ -9,10 +9,12 @@ Nothing here knows of layers or images.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 # Below this radius a neighbour's weight is under 1e-21: the neighbourhood is the identity.
 _POINT_RADIUS = 0.1
@@ -55,10 +57,32 @@ def annealed_max(scores: Tensor, squared_distances: Tensor, radius: float) -> Te
     -------
     Tensor of shape (N, H, W)
     """
+    by_position = scores.permute(2, 3, 1, 0).flatten(0, 1)  # (H * W, K, N)
     if radius > _POINT_RADIUS:
         weights = neighbourhood(squared_distances, radius)  # (K, K)
-        scores = torch.einsum("kj,njhw->nkhw", weights, scores)
-    return scores.amax(1)
+        by_position = weights.expand(len(by_position), -1, -1) @ by_position
+    largest: Callable[..., Tensor] = _Largest.apply
+    return largest(by_position).T.reshape(len(scores), *scores.shape[2:])
+
+
+class _Largest(torch.autograd.Function):
+    """The maximum over the second axis; its gradient in half the passes of `amax`."""
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor) -> Tensor:
+        largest = scores.amax(1)  # (P, N)
+        ctx.save_for_backward(scores, largest)
+        return largest
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        scores, largest = ctx.saved_tensors
+        winners = torch.empty_like(scores)
+        torch.eq(scores, largest[:, None], out=winners)  # (P, K, N)
+        # Components that are equally good share.
+        share = winners.sum(1).reciprocal_().mul_(gradient)  # (P, N)
+        return winners.mul_(share[:, None])
 
 
 class Schedule(NamedTuple):

@@ -22,7 +22,7 @@ class Batch(NamedTuple):
     n_together : int or None
         Number of images of this step in all processes that train together; None is N.
     complete : bool
-        Whether no value is known to be missing.
+        Promise that no pixel is missing, which spares a look at all of them.
     """
 
     x: Tensor

@@ -7,20 +7,20 @@ cell of the layer below and each of K components above, over J components below.
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
 from skdcgmm._windows import Size, grid_size
 
 # Share of every table that is spread evenly, so that no path is impossible.
 FLOOR = 1e-4
-# Factors multiplied before a logarithm is taken. Each is at least FLOOR / J, so that the product of
-# four stays far from the smallest float32.
-_FACTORS = 4
 # Differences of log-probabilities beyond which one is no longer told from zero: far beyond
 # precision, and short of denormal numbers, which slow arithmetic down.
 _LARGEST_DIFFERENCE = {torch.float32: 60.0, torch.float64: 600.0}
@@ -36,6 +36,27 @@ def logits(tables: Tensor) -> Tensor:
     """Logits of tables over the last axis; entries below the floor are raised to it."""
     floor = FLOOR / tables.shape[-1]
     return (tables - floor).clamp_min(1e-3 * floor).log()
+
+
+def soft_maximum(scores: Tensor, temperature: float = 1.0) -> Tensor:
+    """``T logsumexp(scores / T)`` over the second axis of (N, K)."""
+    largest, likelihoods = _likelihoods(scores / temperature, 1)
+    return temperature * (likelihoods.sum(1).log() + largest[:, 0])
+
+
+def responsibilities(scores: Tensor) -> Tensor:
+    """Softmax over the components of scores (N, K, rows, columns), images last in memory."""
+    _, likelihoods = _likelihoods(scores.permute(2, 3, 1, 0), 2)  # (rows, columns, K, N)
+    return (likelihoods / likelihoods.sum(2, keepdim=True)).permute(3, 2, 0, 1)
+
+
+def _likelihoods(scores: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    """The largest score along an axis, and exponentials of what others differ from it."""
+    # Where all are minus infinity, in overflow, no component is better than another.
+    lowest = torch.finfo(scores.dtype).min
+    largest = scores.detach().amax(axis, keepdim=True).clamp_(min=lowest)
+    differences = (scores - largest).clamp_(min=-_LARGEST_DIFFERENCE[scores.dtype])
+    return largest, differences.exp_()
 
 
 def log_prob(scores: Tensor, tables: Tensor, kernel: Size) -> Tensor:
@@ -55,10 +76,11 @@ def log_prob(scores: Tensor, tables: Tensor, kernel: Size) -> Tensor:
     Returns
     -------
     Tensor of shape (N, K, rows, columns)
+        Images come last in memory, as they best do in `scores`.
     """
-    by_cell = scores.permute(2, 3, 0, 1)  # (H, W, N, J)
+    by_cell = scores.permute(2, 3, 1, 0)  # (H, W, J, N)
     mix: Callable[..., Tensor] = _WindowMixture.apply
-    return mix(by_cell, tables, kernel).permute(2, 3, 0, 1)
+    return mix(by_cell, tables, kernel).permute(3, 2, 0, 1)
 
 
 class _WindowMixture(torch.autograd.Function):
@@ -71,54 +93,52 @@ class _WindowMixture(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, scores: Tensor, tables: Tensor, kernel: Size) -> Tensor:
-        height, width, n_images, n_below = scores.shape
-        peak = scores.amax(-1, keepdim=True)  # (H, W, N, 1)
-        likelihoods = scores - peak
-        likelihoods.clamp_(min=-_LARGEST_DIFFERENCE[scores.dtype]).exp_()  # (H, W, N, J)
-        mixtures = torch.bmm(
-            likelihoods.reshape(-1, n_images, n_below), tables.flatten(0, 1).mT
-        ).view(height, width, n_images, -1)  # (H, W, N, K)
+        height, width = scores.shape[:2]
         rows, columns = grid_size((height, width), kernel, kernel)
-        total = peak.new_zeros(rows, columns, n_images, 1)
-        log_mixtures = mixtures.new_zeros(rows, columns, n_images, tables.shape[2])
-        product = torch.empty_like(log_mixtures)
-        cells = _cells(kernel, (height, width))
-        for start in range(0, len(cells), _FACTORS):
-            product.fill_(1)
-            for cell in cells[start : start + _FACTORS]:
-                factor = mixtures[cell]
-                product[: len(factor), : factor.shape[1]] *= factor
-                total[: len(factor), : factor.shape[1]] += peak[cell]
-            log_mixtures += product.log_()
+        peak, likelihoods = _likelihoods(scores, 2)  # (H, W, 1, N), (H, W, J, N)
+        shape = (rows * kernel[0], columns * kernel[1], tables.shape[2], scores.shape[3])
+        mixtures = tables.new_empty(shape)  # (rows * h, columns * w, K, N)
+        mixtures[height:] = mixtures[:, width:] = 1
+        for row in range(height):
+            torch.bmm(tables[row], likelihoods[row], out=mixtures[row, :width])
+        past_border = (0, shape[1] - width, 0, shape[0] - height)
+        peak = functional.pad(peak, (0, 0, 0, 0, *past_border))  # (rows * h, columns * w, 1, N)
+        log_mixtures = _by_window(peak, kernel).sum((1, 3))  # (rows, columns, 1, N)
+        cells = [c for row in _by_window(mixtures, kernel).unbind(1) for c in row.unbind(2)]
+        n_factors = _n_factors(tables)
+        for start in range(0, len(cells), n_factors):
+            product = functools.reduce(torch.mul, cells[start : start + n_factors])
+            log_mixtures = log_mixtures + product.log()  # (rows, columns, K, N)
         ctx.save_for_backward(likelihoods, mixtures, tables)
         ctx.kernel = kernel
-        return log_mixtures.add_(total)
+        return log_mixtures
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         likelihoods, mixtures, tables = ctx.saved_tensors
-        by_cell = torch.empty_like(mixtures)
-        for cell in _cells(ctx.kernel, (mixtures.shape[0], mixtures.shape[1])):
-            factor = mixtures[cell]
-            torch.div(gradient[: len(factor), : factor.shape[1]], factor, out=by_cell[cell])
-        by_cell = by_cell.flatten(0, 1)  # (H * W, N, K)
-        to_scores = to_tables = None
-        if ctx.needs_input_grad[0]:
-            to_scores = torch.bmm(by_cell, tables.flatten(0, 1)).view_as(likelihoods)
-            to_scores *= likelihoods
-        if ctx.needs_input_grad[1]:
-            to_tables = torch.bmm(by_cell.mT, likelihoods.flatten(0, 1)).view_as(tables)
-        return to_scores, to_tables, None
+        height, width = tables.shape[:2]
+        to_scores, to_tables = torch.empty_like(likelihoods), torch.empty_like(tables)
+        # Row by row, quotients stay in the cache.
+        for row in range(height):
+            by_window = gradient[row // ctx.kernel[0]]  # (columns, K, N)
+            quotients = mixtures[row].view(len(by_window), -1, *by_window.shape[1:])
+            quotients = (by_window[:, None] / quotients).flatten(0, 1)[:width]  # (W, K, N)
+            torch.bmm(tables[row].mT, quotients, out=to_scores[row])
+            torch.bmm(quotients, likelihoods[row].mT, out=to_tables[row])
+        return to_scores.mul_(likelihoods), to_tables, None
 
 
-def _cells(kernel: Size, size: Size) -> list[tuple[slice, slice]]:
-    """For each cell of a window, that cell of all windows that hold it."""
-    return [
-        (slice(row, None, kernel[0]), slice(column, None, kernel[1]))
-        for row in range(min(kernel[0], size[0]))
-        for column in range(min(kernel[1], size[1]))
-    ]
+def _by_window(cells: Tensor, kernel: Size) -> Tensor:
+    """Cells (rows * h, columns * w, C, N) by tiling window, (rows, h, columns, w, C, N)."""
+    (height, width), (h, w) = cells.shape[:2], kernel
+    return cells.view(height // h, h, width // w, w, *cells.shape[2:])
+
+
+def _n_factors(tables: Tensor) -> int:
+    """Mixtures by some tables that can be multiplied and stay far above denormal numbers."""
+    least = FLOOR / tables.shape[-1]
+    return int(math.log(torch.finfo(tables.dtype).tiny) / math.log(least))
 
 
 def keep_largest(weights: Tensor, top_s: int | None) -> Tensor:

@@ -8,18 +8,21 @@ Means are (P, K, D): P positions (one if shared), K components, D values in a wi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from skdcgmm._windows import Size, grid_size, pad, unfold
+from skdcgmm._windows import Size, grid_size, images_last, overhang, pad, unfold
 
 LOG_2PI = math.log(2 * math.pi)
 
-Terms = list[tuple[Tensor, Tensor]]  # of a sum of products: what is seen, and its weights
+# Of a sum of products: weights (P, K, D or 1), and what they weigh.
+Terms = list[tuple[Tensor, Tensor]]
 
 
 @contextmanager
@@ -44,7 +47,12 @@ def exact_products(device: torch.device) -> Iterator[None]:
 
 
 def log_prob(
-    x: Tensor, means: Tensor, root_precisions: Tensor, kernel: Size, stride: Size
+    x: Tensor,
+    means: Tensor,
+    root_precisions: Tensor,
+    kernel: Size,
+    stride: Size,
+    complete: bool = False,
 ) -> Tensor:
     """Log density of every window of `x` under every component.
 
@@ -59,77 +67,134 @@ def log_prob(
     means : Tensor of shape (P, K, D)
     root_precisions : Tensor of shape (P, K, D) or (P, K, 1)
     kernel, stride : (height, width)
+    complete : bool
+        Promise that no value is missing, which spares a look at all of them.
 
     Returns
     -------
     Tensor of shape (N, K, rows, columns)
+        Images come last in memory: what follows works on the components of many at once.
     """
-    precisions = root_precisions.square()  # (P, K, D or 1)
-    linear = precisions * means  # (P, K, D)
-    quadratic = -precisions / 2  # (P, K, D or 1)
-    constant = root_precisions.log() - (precisions * means.square() + LOG_2PI) / 2  # (P, K, D)
     size = (x.shape[2], x.shape[3])
     rows, columns = grid_size(size, kernel, stride)
-    missing = x.isnan()  # (N, C, H, W)
-    if missing.any():
+    missing = None if complete else x.isnan()  # (N, C, H, W)
+    if missing is not None and not missing.any():
+        missing = None
+    full = missing is None and overhang(size, kernel, stride) == (0, 0)
+    natural: Callable[..., tuple[Tensor, Tensor, Tensor]] = _NaturalParameters.apply
+    linear, quadratic, constant = natural(means, root_precisions, full)
+    if missing is not None:
         # Each value brings its own constant, and a missing one brings none.
         x = torch.where(missing, 0, x)
-        seen = pad((~missing).to(x), kernel, stride)  # (N, C, H', W')
-        bias = torch.zeros_like(constant[..., 0])  # (P, K)
+        bias = torch.zeros_like(constant[..., :1])  # (P, K, 1)
+    elif full:
+        bias = constant  # (P, K, 1)
     else:
-        seen = None
-        bias = _window_constants(constant, size, kernel, stride)  # (P, K) or (rows * columns, K)
+        bias = _window_constants(constant, size, kernel, stride)  # (P or rows * columns, K, 1)
     overlapping = stride[0] < kernel[0] or stride[1] < kernel[1]
     if len(means) == 1 and overlapping and rows * columns > 1:
-        terms = [(x, linear[0]), (x.square(), quadratic[0])]
-        terms += [] if seen is None else [(seen, constant[0])]
+        terms = [(linear, x), (quadratic, x.square())]
+        terms += [] if missing is None else [(constant, (~missing).to(x))]
         return _convolved(terms, bias, kernel, stride)
-    patches = unfold(x, kernel, stride)  # (rows * columns, N, D)
-    terms = [(patches, linear), (patches.square(), quadratic)]
-    terms += [] if seen is None else [(unfold(seen, kernel, stride), constant)]
-    scores = _multiplied(terms, bias)  # (rows * columns, N, K)
-    return scores.permute(1, 2, 0).reshape(len(x), -1, rows, columns)  # (N, K, rows, columns)
+    windows = unfold(x, kernel, stride)  # (rows * columns, N, D)
+    terms = [(linear, windows), (quadratic, windows.square())]
+    terms += [] if missing is None else [(constant, unfold((~missing).to(x), kernel, stride))]
+    scores = _multiplied(terms, bias)  # (rows * columns, K, N)
+    return scores.view(rows, columns, *scores.shape[1:]).permute(3, 2, 0, 1)
+
+
+class _NaturalParameters(torch.autograd.Function):
+    """Weights of (x, x^2) in the log density, and its constant by value or summed over values.
+
+    They are (P, K, D), (P, K, D or 1), and (P, K, D) or (P, K, 1). Where mixtures are not shared
+    there are as many parameters as values in a batch: a tape would take thrice the passes.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, means: Tensor, roots: Tensor, summed: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        zero = means.new_zeros(())
+        quadratic = torch.addcmul(zero, roots, roots, value=-0.5)  # (P, K, D or 1)
+        linear = torch.addcmul(zero, quadratic, means, value=-2)  # (P, K, D)
+        constant = linear * means  # (P, K, D)
+        if summed:
+            n_each = means.shape[2] // roots.shape[2]
+            constant = constant.sum(2, keepdim=True)  # (P, K, 1)
+            logs = n_each * _sum_of_logs(roots)  # (P, K, 1)
+            constant.add_(means.shape[2] * LOG_2PI)
+        else:
+            logs = roots.log()  # (P, K, D or 1)
+            constant.add_(LOG_2PI)
+        ctx.save_for_backward(means, roots, quadratic)
+        return linear, quadratic, torch.sub(logs, constant, alpha=0.5)
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, linear: Tensor, quadratic: Tensor, constant: Tensor
+    ) -> tuple[Tensor, Tensor, None]:
+        # The gradients are, over what is seen, the sums of x, x^2 and 1, weighed.
+        means, roots, halves = ctx.saved_tensors  # halves: of the precisions, negative
+        centred = torch.addcmul(linear, constant, means, value=-1)  # (P, K, D)
+        second = (linear + centred).mul_(means)  # (P, K, D)
+        if roots.shape[2] < means.shape[2]:
+            second = second.sum(2, keepdim=True)  # (P, K, 1)
+            constant = constant.expand_as(means).sum(2, keepdim=True)  # (P, K, 1)
+        torch.sub(quadratic, second, out=second)
+        to_roots = torch.addcmul(constant, halves, second, value=2).div_(roots)
+        to_means = torch.addcmul(means.new_zeros(()), halves, centred, value=-2)  # (P, K, D)
+        return to_means, to_roots, None
+
+
+def _sum_of_logs(x: Tensor) -> Tensor:
+    """Sum of the logarithms over the last axis (P, K, D) of numbers near 1, (P, K, 1).
+
+    A logarithm costs as much as many products: it is taken of four factors at once.
+    """
+    quarter = x.shape[2] // 4
+    a, b, c, d = x[..., : 4 * quarter].chunk(4, 2)
+    logs = (a * b).mul_(c).mul_(d).log_().sum(2, keepdim=True)  # (P, K, 1)
+    return logs.add_(x[..., 4 * quarter :].log().sum(2, keepdim=True))
 
 
 def _window_constants(constant: Tensor, size: Size, kernel: Size, stride: Size) -> Tensor:
-    """Sum the constants (P, K, D) of the values inside the border: (P, K), or one row a window."""
+    """Sum the constants (P, K, D) of the values inside the border, (rows * columns, K, 1)."""
     inside = torch.ones(1, 1, *size).to(constant)  # (1, 1, H, W)
-    if pad(inside, kernel, stride) is inside:
-        return constant.sum(2)  # (P, K)
-    seen = unfold(inside, kernel, stride)[:, 0]  # (rows * columns, h * w)
+    seen = unfold(inside, kernel, stride).mT  # (rows * columns, h * w, 1)
     by_pixel = constant.view(*constant.shape[:2], -1, seen.shape[1]).sum(2)  # (P, K, h * w)
-    if len(by_pixel) == 1:
-        return seen @ by_pixel[0].mT
-    return (by_pixel * seen[:, None]).sum(2)
+    return by_pixel @ seen
 
 
 def _convolved(terms: Terms, bias: Tensor, kernel: Size, stride: Size) -> Tensor:
-    """Scores of shared components: one convolution of all terms, weights (K, D or 1) each."""
+    """Scores of shared components, of images (N, C, H, W): one convolution of all terms."""
     inputs, weights = [], []
-    for x, weight in terms:
-        if weight.shape[1] == 1 < x.shape[1] * kernel[0] * kernel[1]:  # spherical
-            x, weight = x.sum(1, keepdim=True), weight.expand(-1, kernel[0] * kernel[1])
+    for weight, x in terms:
+        if weight.shape[2] == 1 < x.shape[1] * kernel[0] * kernel[1]:  # spherical
+            x, weight = x.sum(1, keepdim=True), weight.expand(-1, -1, kernel[0] * kernel[1])
         inputs.append(pad(x, kernel, stride))
-        weights.append(weight.reshape(len(weight), x.shape[1], *kernel))
+        weights.append(weight.view(weight.shape[1], x.shape[1], *kernel))
     features = torch.cat(inputs, 1).contiguous(memory_format=torch.channels_last)
     weight = torch.cat(weights, 1)  # (K, channels of the features, h, w)
-    if len(bias) == 1:
-        return functional.conv2d(features, weight, bias[0], stride)
-    scores = functional.conv2d(features, weight, None, stride)  # (N, K, rows, columns)
-    return scores + bias.T.view(scores.shape[1:])
+    shared = bias[0, :, 0] if len(bias) == 1 else None
+    scores = functional.conv2d(features, weight, shared, stride)  # (N, K, rows, columns)
+    scores = images_last(scores.movedim(1, 3)).movedim(3, 1)
+    if shared is not None:
+        return scores
+    return scores + bias.mT.reshape(*scores.shape[2:], -1).movedim(-1, 0)
 
 
 def _multiplied(terms: Terms, bias: Tensor) -> Tensor:
-    """Scores by position: terms of patches (R, N, D) and weights (P, K, D or 1) to (R, N, K)."""
-    inputs, weights = [], []
-    for x, weight in terms:
-        spherical = weight.shape[2] == 1 < x.shape[2]
-        inputs.append(x.sum(2, keepdim=True) if spherical else x)
-        weights.append(weight)
-    features, weight = torch.cat(inputs, 2), torch.cat(weights, 2)
-    if len(weight) == 1:
-        return features @ weight[0].mT + bias[:, None]
-    return torch.baddbmm(bias[:, None], features, weight.mT)
+    """Scores by position, (R, K, N), of windows (R, N, D): one batched product for each term."""
+    factors = []
+    for weight, x in terms:
+        if weight.shape[2] == 1 < x.shape[2]:  # spherical
+            x = x.sum(2, keepdim=True)  # (R, N, 1)
+        factors.append((weight.expand(len(x), -1, -1), x.mT))
+    scores = torch.baddbmm(bias, *factors[0])  # (R, K, N)
+    for weight, x in factors[1:]:
+        scores.baddbmm_(weight, x)
+    return scores
 
 
 def sample(

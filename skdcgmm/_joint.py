@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from skdcgmm import _annealing, _distributed
 from skdcgmm._batch import Batch
+from skdcgmm._running import RunningMean, State
 from skdcgmm._tree import JointNetwork
 
 # Defaults. The rate is relative to inputs of variance 0.1, and to logits.
@@ -36,14 +36,14 @@ class Progress(NamedTuple):
         Done, and planned.
     optimizer : list of dict
         State of the optimizer by parameter, on the CPU.
-    losses : list of float
-        Of the steps since the last report.
+    losses : (float, int)
+        Sum and number of those since the last report.
     """
 
     steps: int
     n_steps: int
     optimizer: list[dict[str, Tensor]]
-    losses: list[float]
+    losses: State
 
 
 class Joint:
@@ -72,13 +72,13 @@ class Joint:
         self._network = network
         self._n_steps, self._learning_rate = n_steps, learning_rate
         self._steps = 0
-        self._since_report: list[Tensor] = []
+        self._since_report = RunningMean(network.scale)
         self._optimizer = torch.optim.Adam(
             network.parameters(), lr=learning_rate, betas=_BETAS, maximize=True, fused=True
         )
         if progress is not None:
             self._steps = round(progress.steps / progress.n_steps * n_steps)
-            self._since_report = [network.scale.new_tensor(loss) for loss in progress.losses]
+            self._since_report = RunningMean(network.scale, progress.losses)
             state = self._optimizer.state_dict()
             # A copy: the earlier training may be taken up again should this one fail.
             state["state"] = dict(enumerate(copy.deepcopy(progress.optimizer)))
@@ -92,8 +92,7 @@ class Joint:
             {name: value.to("cpu", copy=True) for name, value in by_parameter[index].items()}
             for index in sorted(by_parameter)
         ]
-        losses = [loss.item() for loss in self._since_report]
-        return Progress(self._steps, self._n_steps, states, losses)
+        return Progress(self._steps, self._n_steps, states, self._since_report.state)
 
     def reopen(self, fraction: float) -> None:
         """Go back by a fraction of the planned steps from their end, as far as they are done."""
@@ -110,7 +109,9 @@ class Joint:
         temperature = max(1.0, _TEMPERATURE ** (1 - done / _TEMPERING))
         for group in self._optimizer.param_groups:
             group["lr"] = self._learning_rate * _annealing.one_cycle(done)
-        values = self._network.log_prob(batch.x, temperature, batch.y, batch.label_weight)  # (N,)
+        values = self._network.log_prob(
+            batch.x, temperature, batch.y, batch.label_weight, batch.complete
+        )  # (N,)
         total = (values if batch.weight is None else values * batch.weight).sum()
         loss = total / (batch.n_together or len(batch.x))
         self._optimizer.zero_grad()
@@ -118,14 +119,15 @@ class Joint:
         (loss,) = _distributed.add_gradients(self._network.parameters(), [loss.detach()])
         self._optimizer.step()
         self._steps += 1
-        self._since_report.append(loss)
+        self._since_report.add(loss)
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> Tensor:
         """What a step raises for each image, without tempering, (N,)."""
-        return self._network.log_prob(batch.x, y=batch.y, label_weight=batch.label_weight)
+        return self._network.log_prob(
+            batch.x, y=batch.y, label_weight=batch.label_weight, complete=batch.complete
+        )
 
     def report(self) -> dict[str, float]:
         """Mean of what steps have raised, tempered as it was, since the last report."""
-        losses, self._since_report = self._since_report, []
-        return {"loss": torch.stack(losses).mean().item() if losses else math.nan}
+        return {"loss": self._since_report.take()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -12,6 +11,7 @@ from skdcgmm import _annealing, _distributed
 from skdcgmm._annealing import ScheduleState
 from skdcgmm._batch import Batch
 from skdcgmm._network import Network
+from skdcgmm._running import RunningMean, State
 from skdcgmm.layers import GaussianEmission, MixtureLayer
 
 # Published constants: steps in a block of the radius schedule, learning rates relative to that of
@@ -41,14 +41,14 @@ class LayerProgress(NamedTuple):
     ----------
     state : ScheduleState
     first_step : int
-    block, losses : list of float
-        Losses of the block of steps that is under way, and of the steps since the last report.
+    block, losses : (float, int)
+        Sum and number of losses, of the block of steps that is under way and since the last report.
     """
 
     state: ScheduleState
     first_step: int
-    block: list[float]
-    losses: list[float]
+    block: State
+    losses: State
 
 
 class Progress(NamedTuple):
@@ -73,16 +73,13 @@ class _LayerTraining:
         self._block_length = max(1, min(_BLOCK_STEPS, share))
         self._deadline = max(1, int(_ANNEALING_DEADLINE * available))
         self._distances = _annealing.grid_distances(layer.n_components)
-        self._block: list[Tensor] = []
-        self._since_report: list[Tensor] = []
+        self._block, self._since_report = (RunningMean(layer.gaussian.means) for _ in range(2))
 
     @property
     def progress(self) -> LayerProgress:
-        block, losses = (
-            torch.stack(values).tolist() if values else []
-            for values in (self._block, self._since_report)
+        return LayerProgress(
+            self.state, self.first_step, self._block.state, self._since_report.state
         )
-        return LayerProgress(self.state, self.first_step, block, losses)
 
     def resume(self, progress: LayerProgress) -> None:
         """Go on from there, within the bounds of today's learning rate."""
@@ -90,14 +87,14 @@ class _LayerTraining:
         self.state = progress.state._replace(rate=rate)
         self.first_step = progress.first_step
         means = self.layer.gaussian.means
-        self._block = [means.new_tensor(loss) for loss in progress.block]
-        self._since_report = [means.new_tensor(loss) for loss in progress.losses]
+        self._block = RunningMean(means, progress.block)
+        self._since_report = RunningMean(means, progress.losses)
 
     def reopen(self, fraction: float, step: int) -> None:
         """Widen the neighbourhood to that at a fraction of the schedule from its end."""
         self.state = _annealing.reopen(self.schedule, self.state, fraction)
         self.first_step = step - round((1 - fraction) * self._deadline)
-        self._block = []
+        self._block.take()
 
     @property
     def annealed(self) -> bool:
@@ -111,22 +108,37 @@ class _LayerTraining:
         total = (values if batch.weight is None else values * batch.weight).sum()
         return total / (batch.n_together or len(batch.x))
 
+    @torch.no_grad()
+    def ascend(self) -> None:
+        """Move the parameters along their gradients, each at its rate."""
+        _precondition(self.layer.gaussian)
+        relative_rates = {
+            self.layer.gaussian.means: 1.0,
+            self.layer.gaussian.root_precisions: _ROOT_PRECISION_RATE,
+            # While a layer anneals, unequal weights would starve components that win late.
+            self.layer.logits: _LOGIT_RATE if self.annealed else 0.0,
+        }
+        for parameter, relative in relative_rates.items():
+            assert parameter is not None
+            assert parameter.grad is not None
+            # The loss is a mean over positions, of which an unshared mixture sees only one.
+            rate = self.state.rate * relative * self.layer.n_mixtures
+            parameter.add_(parameter.grad, alpha=rate)
+        self.layer.emission.constrain()
+
     def record(self, loss: Tensor, step: int) -> None:
         """Keep the loss of a step; at the end of a block move the schedule."""
-        self._since_report.append(loss)
-        self._block.append(loss)
-        if len(self._block) >= self._block_length:
-            mean = torch.stack(self._block).mean().item()
+        self._since_report.add(loss)
+        self._block.add(loss)
+        if self._block.n_losses >= self._block_length:
             elapsed = min(1.0, (step + 1 - self.first_step) / self._deadline)
             start, end = self.schedule.radius, self.schedule.final_radius
             ceiling = end if elapsed == 1 else start * (end / start) ** elapsed
-            self.state = _annealing.update(self.schedule, self.state, mean, ceiling)
-            self._block = []
+            self.state = _annealing.update(self.schedule, self.state, self._block.take(), ceiling)
 
     def report(self) -> tuple[float, float]:
         """Mean loss since the last report (nan before the first step), and the radius."""
-        losses, self._since_report = self._since_report, []
-        return torch.stack(losses).mean().item() if losses else math.nan, self.state.radius
+        return self._since_report.take(), self.state.radius
 
 
 class Layerwise:
@@ -156,29 +168,13 @@ class Layerwise:
         self._network = network
         self._steps = 0
         self._trainings: dict[str, _LayerTraining] = {}
-        groups = []
         for index, (name, layer) in enumerate(network.mixtures.items()):
             first_step = round(n_steps * min(_DELAY * index, _MAX_DELAY))
             self._trainings[name] = _LayerTraining(layer, first_step, n_steps, learning_rate)
-            # The loss is a mean over positions, of which an unshared mixture sees only one.
-            groups += [
-                {
-                    "params": [parameter],
-                    "layer": name,
-                    "relative": rate * layer.n_mixtures,
-                    "after_annealing": parameter is layer.logits,
-                }
-                for parameter, rate in (
-                    (layer.gaussian.means, 1.0),
-                    (layer.gaussian.root_precisions, _ROOT_PRECISION_RATE),
-                    (layer.logits, _LOGIT_RATE),
-                )
-            ]
         if progress is not None:
             self._steps = progress.steps
             for name, layer_progress in progress.layers.items():
                 self._trainings[name].resume(layer_progress)
-        self._optimizer = torch.optim.SGD(groups, lr=learning_rate, maximize=True)
 
     @property
     def progress(self) -> Progress:
@@ -199,25 +195,17 @@ class Layerwise:
     def step(self, batch: Batch) -> None:
         """One step of gradient ascent on every layer that has started."""
         trainings = [t for t in self._trainings.values() if t.first_step <= self._steps]
-        climb = self._network.climb(batch.x, detach=True)
+        climb = self._network.climb(batch.x, detach=True, complete=batch.complete)
         losses = [
             training.loss(log_prob, batch)
             for training, (_, _, log_prob) in zip(trainings, climb, strict=False)
         ]
-        self._optimizer.zero_grad()
+        self._network.zero_grad()
         torch.autograd.backward(losses)
         sums = [loss.detach() for loss in losses]
         sums = _distributed.add_gradients(self._network.parameters(), sums)
-        for training in trainings:
-            _precondition(training.layer.gaussian)
-        for group in self._optimizer.param_groups:
-            training = self._trainings[group["layer"]]
-            # While a layer anneals, unequal weights would starve components that win late.
-            learns = training.annealed or not group["after_annealing"]
-            group["lr"] = training.state.rate * group["relative"] if learns else 0.0
-        self._optimizer.step()
         for training, loss in zip(trainings, sums, strict=True):
-            training.layer.emission.constrain()
+            training.ascend()
             training.record(loss, self._steps)
         self._steps += 1
 
@@ -225,7 +213,7 @@ class Layerwise:
     def evaluate(self, batch: Batch) -> Tensor:
         """Sum over layers of the max-component log-likelihood, averaged over positions, (N,)."""
         total = batch.x.new_zeros(len(batch.x))
-        for _, layer, log_prob in self._network.climb(batch.x):
+        for _, layer, log_prob in self._network.climb(batch.x, complete=batch.complete):
             total += (log_prob + layer.log_weights).amax(1).mean((1, 2))
         return total
 

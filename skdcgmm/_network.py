@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from skdcgmm import _windows
+from skdcgmm import _categorical, _windows
 from skdcgmm.layers import (
     Generation,
     Layer,
@@ -96,10 +96,15 @@ class Network(nn.Module):
 
     def normalise(self, x: Tensor) -> Tensor:
         """Images as the layers see them."""
-        return (x - self.shift) / self.scale
+        return (x - self.shift).div_(self.scale)
 
-    def log_jacobian(self, x: Tensor) -> Tensor:
-        """What a log density of images loses in their units, by observed pixel, (N, C, H, W)."""
+    def log_jacobian(self, x: Tensor, complete: bool = False) -> Tensor:
+        """What a log density of images loses in their units, by observed pixel, (N, C, H, W).
+
+        One row for all images if they are complete.
+        """
+        if complete:
+            return self.scale.log().expand(1, *self.image_shape)
         return (~x.isnan()) * self.scale.log()
 
     def named_layers(self) -> Iterator[tuple[str, Layer]]:
@@ -109,11 +114,11 @@ class Network(nn.Module):
             yield name, layer
 
     @abstractmethod
-    def climb(self, x: Tensor, *, detach: bool = False) -> Climb:
+    def climb(self, x: Tensor, *, detach: bool = False, complete: bool = False) -> Climb:
         """Go up from images: each mixture layer's name, itself, and log densities by component.
 
         The log densities are (N, K, rows, columns). With `detach`, no gradient crosses from a layer
-        to the one below.
+        to the one below. `complete` promises that no pixel is missing.
         """
 
     @abstractmethod
@@ -148,9 +153,9 @@ class Network(nn.Module):
     def impute_sample(self, x: Tensor, generation: Generation) -> Tensor:
         """Images with missing pixels drawn given the observed ones, (N, C, H, W)."""
 
-    def scores(self, x: Tensor) -> Tensor:
+    def scores(self, x: Tensor, complete: bool = False) -> Tensor:
         """Log of weight times density of the top components, (N, K)."""
-        log_prob = next(log_prob for _, layer, log_prob in self.climb(x) if layer is self.top)
+        *_, (_, _, log_prob) = self.climb(x, complete=complete)
         return (log_prob + self.top.log_weights).flatten(1)
 
     def cluster_probabilities(self, x: Tensor) -> Tensor:
@@ -206,15 +211,17 @@ class LayerwiseNetwork(Network):
             total += 2 * n_windows * window
         return total
 
-    def climb(self, x: Tensor, *, detach: bool = False) -> Climb:
+    def climb(self, x: Tensor, *, detach: bool = False, complete: bool = False) -> Climb:
         """Go up from images; responsibilities are the input of the next layer."""
         z = self.normalise(x)  # (N, C, H, W)
         for name, layer in self.named_layers():
             if isinstance(layer, MixtureLayer):
-                log_prob = layer.log_prob(z)  # (N, K, rows, columns)
+                # Responsibilities are never missing.
+                observed = complete or layer is not self.first
+                log_prob = layer.log_prob(z, observed)  # (N, K, rows, columns)
                 yield name, layer, log_prob
                 scores = log_prob + layer.log_weights
-                z = (scores.detach() if detach else scores).softmax(1)
+                z = _categorical.responsibilities(scores.detach() if detach else scores)
             else:
                 z = layer(z)
 

@@ -54,11 +54,11 @@ class JointNetwork(Network):
             total += 3 * cells * layer.n_components
         return total
 
-    def climb(self, x: Tensor, *, detach: bool = False) -> Climb:
+    def climb(self, x: Tensor, *, detach: bool = False, complete: bool = False) -> Climb:
         """Go up from images; log densities by component are the input of the next layer."""
         z = self.normalise(x)  # (N, C, H, W)
         for name, layer in self.mixtures.items():
-            z = layer.log_prob(z.detach() if detach else z)  # (N, K, rows, columns)
+            z = layer.log_prob(z.detach() if detach else z, complete)  # (N, K, rows, columns)
             yield name, layer, z
 
     @torch.no_grad()
@@ -109,6 +109,7 @@ class JointNetwork(Network):
         temperature: float = 1.0,
         y: Tensor | None = None,
         label_weight: float = 1.0,
+        complete: bool = False,
     ) -> Tensor:
         """Log density of images, in their units; missing pixels, NaN, are marginalised.
 
@@ -122,20 +123,21 @@ class JointNetwork(Network):
             probabilities given the images.
         label_weight : float
             Factor of what `y` adds.
+        complete : bool
+            Promise that no pixel is missing.
 
         Returns
         -------
         Tensor of shape (N,)
         """
-        scores = self.scores(x)  # (N, K)
-        value = temperature * (scores / temperature).logsumexp(1)  # (N,)
+        scores = self.scores(x, complete)  # (N, K)
+        value = _categorical.soft_maximum(scores, temperature)  # (N,)
         if y is not None and self.class_logits is not None:
             # The last column, that of -1, is for any class.
             by_class = nn.functional.pad(self.class_tables.log(), (0, 1))  # (K, n_classes + 1)
-            together = scores + by_class[:, y].mT
-            together = temperature * (together / temperature).logsumexp(1)  # (N,)
+            together = _categorical.soft_maximum(scores + by_class[:, y].mT, temperature)  # (N,)
             value = value + label_weight * (together - value)
-        return value - self.log_jacobian(x).sum((1, 2, 3))
+        return value - self.log_jacobian(x, complete).sum((1, 2, 3))
 
     def stack_log_prob(self, x: Tensor) -> Tensor:
         """The log density."""

@@ -55,8 +55,15 @@ def pad(x: Tensor, kernel: Size, stride: Size) -> Tensor:
     return functional.pad(x, (0, right, 0, bottom)) if bottom or right else x
 
 
+def images_last(x: Tensor) -> Tensor:
+    """The values (N, ...) themselves, images last in memory."""
+    return x.flatten(1).T.contiguous().T.view(x.shape)
+
+
 def unfold(x: Tensor, kernel: Size, stride: Size) -> Tensor:
     """The windows of `x` as rows, by position; a view where the windows allow one.
+
+    Else images come last in memory, so that windows are copied many values at a time.
 
     Parameters
     ----------
@@ -68,12 +75,14 @@ def unfold(x: Tensor, kernel: Size, stride: Size) -> Tensor:
         P positions in row-major order.
     """
     x = pad(x, kernel, stride)
+    if x.is_contiguous() and kernel != (x.shape[2], x.shape[3]):
+        x = images_last(x)
     windows = x.unfold(2, kernel[0], stride[0]).unfold(
         3, kernel[1], stride[1]
     )  # (N, C, R, Q, h, w)
-    windows = windows.permute(2, 3, 0, 1, 4, 5)  # (R, Q, N, C, h, w)
-    rows, columns, n = windows.shape[:3]
-    return windows.reshape(rows * columns, n, -1)  # (P, N, D)
+    windows = windows.permute(2, 3, 1, 4, 5, 0)  # (R, Q, C, h, w, N)
+    rows, columns = windows.shape[:2]
+    return windows.reshape(rows * columns, -1, len(x)).mT  # (P, N, D)
 
 
 def fold_mean(patches: Tensor, size: Size, kernel: Size, stride: Size) -> Tensor:

@@ -53,6 +53,24 @@ def test_annealed_max_of_a_small_radius_is_the_maximum(rng):
         torch.testing.assert_close(found, scores.amax(1), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("radius", [0.8, 0.01])
+def test_gradients_of_the_annealed_max_are_exact(rng, radius):
+    scores = torch.from_numpy(rng.normal(size=(3, 6, 2, 2))).requires_grad_()
+    distances = _annealing.grid_distances(6).double()
+
+    def function(scores):
+        return _annealing.annealed_max(scores, distances, radius)
+
+    assert torch.autograd.gradcheck(function, scores)
+
+
+def test_equal_components_share_the_gradient_of_the_maximum():
+    scores = torch.tensor([1.0, 2.0, 2.0, 0.0])[None, :, None, None].requires_grad_()
+    distances = _annealing.grid_distances(4)
+    _annealing.annealed_max(scores, distances, 0.01).sum().backward()
+    assert scores.grad.flatten().tolist() == [0, 0.5, 0.5, 0]
+
+
 def run(losses, schedule, ceiling=math.inf):
     states = [_annealing.start(schedule)]
     for loss in losses:

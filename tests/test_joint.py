@@ -286,6 +286,15 @@ def test_large_images_in_single_precision():
     oracle.assert_close(single, double.numpy(), x[0].numel(), 1e-6)
 
 
+@pytest.mark.parametrize("layers", [[ConvGMM(3)], [ConvGMM(3, 2), ConvGMM(2)]])
+def test_a_promise_of_complete_images_changes_no_density(rng, layers):
+    network = _build.build(name_layers(layers), (1, 4, 4), joint=True)
+    images = torch.from_numpy(rng.normal(size=(5, 1, 4, 4))).float()
+    network.initialise(images, torch.Generator().manual_seed(0))
+    network.scale.fill_(3.0)
+    torch.testing.assert_close(network.log_prob(images, complete=True), network.log_prob(images))
+
+
 # --- the upward pass ----------------------------------------------------------------------------
 
 
@@ -319,6 +328,31 @@ def test_differences_of_scores_beyond_precision_stay_finite():
     assert scores.grad.isfinite().all()
     floor = np.log(_categorical.FLOOR / 3)
     assert value.max().item() == pytest.approx(64 * (1e4 + floor), rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_soft_maximum_is_a_tempered_logsumexp(rng, dtype, temperature):
+    scores = torch.from_numpy(rng.normal(0, 300, (20, 5))).to(dtype).requires_grad_()
+    value = _categorical.soft_maximum(scores, temperature)
+    expected = temperature * (scores.double() / temperature).logsumexp(1)
+    torch.testing.assert_close(value, expected.to(dtype))
+    found = torch.autograd.grad(value.sum(), scores)
+    torch.testing.assert_close(found, torch.autograd.grad(expected.sum(), scores))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e3])
+def test_responsibilities_are_a_softmax(rng, scale):
+    scores = torch.from_numpy(rng.normal(0, scale, (4, 5, 2, 3)))
+    torch.testing.assert_close(_categorical.responsibilities(scores), scores.softmax(1))
+    if scale == 1:
+        inputs = scores.requires_grad_()
+        assert torch.autograd.gradcheck(_categorical.responsibilities, inputs)
+
+
+def test_responsibilities_beyond_all_numbers_are_equal():
+    scores = torch.full((1, 4, 1, 1), -torch.inf)
+    assert (_categorical.responsibilities(scores) == 0.25).all()
 
 
 def test_tables_and_their_logits_are_inverse():

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.base import clone
 
-from skdcgmm import ConvGMM, MaxPool
+from skdcgmm import ConvGMM, MaxPool, _windows
 from skdcgmm.layers import Generation
 from tests import oracle
 
@@ -110,6 +110,37 @@ def test_gradients_of_the_fused_score_are_exact(case):
     found = ((up - down) / (2 * step)).item()
     expected = (gradient * direction).sum().item()
     assert found == pytest.approx(expected, rel=1e-3, abs=1e-3)
+
+
+@given(mixtures(), st.booleans())
+def test_gradients_equal_those_of_plain_differences(case, some_missing):
+    layer, x = case
+    x = torch.from_numpy(x).permute(0, 3, 1, 2)
+    missing = torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) < 0.3
+    observed = ~missing if some_missing else torch.ones_like(missing)
+    inputs = [*layer.emission.parameters(), x.requires_grad_()]
+    found = layer.log_prob(torch.where(observed, x, torch.nan))  # (N, K, rows, columns)
+    # What is past the border is like what is missing: it has no part in the density.
+    seen, values = (
+        _windows.unfold(v.to(x), layer.kernel, layer.stride)[:, :, None] for v in (observed, x)
+    )  # (R, N, 1, D)
+    means, roots = (p[:, None] for p in (layer.emission.means, layer.emission.root_precisions))
+    whitened = (values - means) * roots  # (R, N, K, D)
+    terms = roots.log() - (whitened.square() + np.log(2 * np.pi)) / 2
+    naive = (terms * seen).sum(3).permute(1, 2, 0).reshape(found.shape)  # (N, K, rows, columns)
+    upstream = torch.linspace(-1, 1, found.numel(), dtype=found.dtype).view(found.shape)
+    expected = torch.autograd.grad((naive * upstream).sum(), inputs)
+    for gradient, other in zip(
+        torch.autograd.grad((found * upstream).sum(), inputs), expected, strict=True
+    ):
+        torch.testing.assert_close(gradient, other, rtol=1e-9, atol=1e-9 * other.abs().max())
+
+
+@given(mixtures())
+def test_a_promise_of_complete_values_changes_nothing(case):
+    layer, x = case
+    x = torch.from_numpy(x).permute(0, 3, 1, 2)
+    assert torch.equal(layer.log_prob(x, complete=True), layer.log_prob(x))
 
 
 class LayerContract:

@@ -14,7 +14,7 @@ PACKAGE = Path(skdcgmm.__file__).parent
 # From the bottom up: a module may import only from those before it.
 ORDER = [
     "_windows", "_categorical", "_annealing", "_gaussian", "_batch", "_moments",
-    "_distributed", "_merging", "_spreading",
+    "_distributed", "_running", "_merging", "_spreading",
     "layers._base", "layers._emissions", "layers._tables", "layers._convgmm", "layers._maxpool",
     "layers",
     "_presets", "_network", "_tree", "_build", "_generation", "_joint", "_layerwise",

@@ -155,9 +155,12 @@ class MixtureLayer(Layer):
             self.logits.zero_()
         self.emission.initialise(x, self.stride, generator)
 
-    def log_prob(self, x: Tensor) -> Tensor:
-        """Log density of each window under each component, (N, K, rows, columns)."""
-        return self.emission.log_prob(x, self.stride)
+    def log_prob(self, x: Tensor, complete: bool = False) -> Tensor:
+        """Log density of each window under each component, (N, K, rows, columns).
+
+        `complete` promises that no value is missing.
+        """
+        return self.emission.log_prob(x, self.stride, complete)
 
     def scores(self, x: Tensor) -> Tensor:
         """Log of weight times density: (N, *input_shape) to (N, K, rows, columns)."""
@@ -165,7 +168,7 @@ class MixtureLayer(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Responsibilities of the components for each window, (N, K, rows, columns)."""
-        return self.scores(x).softmax(1)
+        return _categorical.responsibilities(self.scores(x))
 
     def down(self, control: Tensor, generation: Generation) -> Tensor:
         """Draw a component for each window from the control, then what it emits."""

@@ -58,8 +58,11 @@ class Emission(nn.Module):
         """Put parameters back into their bounds after a step."""
 
     @abstractmethod
-    def log_prob(self, x: Tensor, stride: Size) -> Tensor:
-        """Log density of each window of (N, C, H, W) by component, (N, K, rows, columns)."""
+    def log_prob(self, x: Tensor, stride: Size, complete: bool = False) -> Tensor:
+        """Log density of each window of (N, C, H, W) by component, (N, K, rows, columns).
+
+        `complete` promises that no value is missing.
+        """
 
     @abstractmethod
     def initialise(self, x: Tensor, stride: Size, generator: torch.Generator) -> None:
@@ -134,13 +137,13 @@ class GaussianEmission(Emission):
     def set_variances(self, variances: Tensor) -> None:
         """Set the variances, of the shape of the root precisions; the floor gives way."""
 
-    def log_prob(self, x: Tensor, stride: Size) -> Tensor:
+    def log_prob(self, x: Tensor, stride: Size, complete: bool = False) -> Tensor:
         """Log density of each window by component; missing values, NaN, are left out."""
-        parameters = self.means, self.root_precisions
-        if x.dtype == torch.float32 and self._in_double:
-            means, roots = (parameter.double() for parameter in parameters)
-            return _gaussian.log_prob(x.double(), means, roots, self.kernel, stride).to(x.dtype)
-        return _gaussian.log_prob(x, *parameters, self.kernel, stride)
+        in_double = x.dtype == torch.float32 and self._in_double
+        values = (x, self.means, self.root_precisions)
+        x, means, roots = (v.double() for v in values) if in_double else values
+        scores = _gaussian.log_prob(x, means, roots, self.kernel, stride, complete)
+        return scores.to(values[0].dtype)
 
     def n_parameters(self, n_inside: float) -> int:
         """Means and variances of the values inside the border."""
@@ -205,7 +208,7 @@ class ClippedGaussianEmission(GaussianEmission):
     def constrain(self) -> None:
         """Put the precisions back into their bounds."""
         self.roots.clamp_(min=_MIN_PRECISION**0.5)
-        self.roots.copy_(torch.minimum(self.roots, self.min_variance.rsqrt()))
+        torch.minimum(self.roots, self.min_variance.rsqrt().to(self.roots), out=self.roots)
 
     @torch.no_grad()
     def set_variances(self, variances: Tensor) -> None:

@@ -68,7 +68,7 @@ class CategoricalEmission(Emission):
             row // height % rows, row % height, column // width % columns, column % width
         ]
 
-    def log_prob(self, x: Tensor, stride: Size) -> Tensor:
+    def log_prob(self, x: Tensor, stride: Size, complete: bool = False) -> Tensor:
         """Log density of each window, given those of its cells by component (N, J, H, W)."""
         size = (x.shape[2], x.shape[3])
         return _categorical.log_prob(x, self.tables(size), self.window)

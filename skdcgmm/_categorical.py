@@ -52,10 +52,10 @@ def responsibilities(scores: Tensor) -> Tensor:
 
 def _likelihoods(scores: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     """The largest score along an axis, and exponentials of what others differ from it."""
+    largest = scores.detach().amax(axis, keepdim=True)
     # Where all are minus infinity, in overflow, no component is better than another.
-    lowest = torch.finfo(scores.dtype).min
-    largest = scores.detach().amax(axis, keepdim=True).clamp_(min=lowest)
-    differences = (scores - largest).clamp_(min=-_LARGEST_DIFFERENCE[scores.dtype])
+    finite = largest.clamp_min(torch.finfo(scores.dtype).min)
+    differences = (scores - finite).clamp_(min=-_LARGEST_DIFFERENCE[scores.dtype])
     return largest, differences.exp_()
 
 

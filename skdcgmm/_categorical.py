@@ -136,8 +136,8 @@ def _by_window(cells: Tensor, kernel: Size) -> Tensor:
 
 
 def _n_factors(tables: Tensor) -> int:
-    """Mixtures by some tables that can be multiplied and stay far above denormal numbers."""
-    least = FLOOR / tables.shape[-1]
+    """Mixtures by some tables whose product is no denormal number, so that it has a logarithm."""
+    least = FLOOR / tables.shape[-1]  # of a mixture, since the largest likelihood is 1
     return int(math.log(torch.finfo(tables.dtype).tiny) / math.log(least))
 
 

@@ -52,10 +52,10 @@ def responsibilities(scores: Tensor) -> Tensor:
 
 def _likelihoods(scores: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     """The largest score along an axis, and exponentials of what others differ from it."""
+    largest = scores.detach().amax(axis, keepdim=True)
     # Where all are minus infinity, in overflow, no component is better than another.
-    lowest = torch.finfo(scores.dtype).min
-    largest = scores.detach().amax(axis, keepdim=True).clamp_(min=lowest)
-    differences = (scores - largest).clamp_(min=-_LARGEST_DIFFERENCE[scores.dtype])
+    finite = largest.clamp_min(torch.finfo(scores.dtype).min)
+    differences = (scores - finite).clamp_(min=-_LARGEST_DIFFERENCE[scores.dtype])
     return largest, differences.exp_()
 
 
@@ -136,8 +136,8 @@ def _by_window(cells: Tensor, kernel: Size) -> Tensor:
 
 
 def _n_factors(tables: Tensor) -> int:
-    """Mixtures by some tables that can be multiplied and stay far above denormal numbers."""
-    least = FLOOR / tables.shape[-1]
+    """Mixtures by some tables whose product is no denormal number, so that it has a logarithm."""
+    least = FLOOR / tables.shape[-1]  # of a mixture, since the largest likelihood is 1
     return int(math.log(torch.finfo(tables.dtype).tiny) / math.log(least))
 
 

@@ -155,7 +155,8 @@ class Network(nn.Module):
 
     def scores(self, x: Tensor, complete: bool = False) -> Tensor:
         """Log of weight times density of the top components, (N, K)."""
-        *_, (_, _, log_prob) = self.climb(x, complete=complete)
+        climb = self.climb(x, complete=complete)
+        log_prob = next(log_prob for _, layer, log_prob in climb if layer is self.top)
         return (log_prob + self.top.log_weights).flatten(1)
 
     def cluster_probabilities(self, x: Tensor) -> Tensor:

@@ -350,9 +350,10 @@ def test_responsibilities_are_a_softmax(rng, scale):
         assert torch.autograd.gradcheck(_categorical.responsibilities, inputs)
 
 
-def test_responsibilities_beyond_all_numbers_are_equal():
+def test_scores_beyond_all_numbers_are_equal_and_have_no_likelihood():
     scores = torch.full((1, 4, 1, 1), -torch.inf)
     assert (_categorical.responsibilities(scores) == 0.25).all()
+    assert _categorical.soft_maximum(scores[..., 0, 0]) == -torch.inf
 
 
 def test_tables_and_their_logits_are_inverse():

@@ -122,12 +122,12 @@ def test_infinity_anywhere_in_a_large_array_is_found():
     ids=["arrays", "pictures", "loader", "dataset", "tensors", "flow"],
 )
 def test_batches_are_learnt_from_as_well_as_an_array(digits, source):
-    X = digits[0]
-    of_array, of_batches = estimator().fit(X), estimator().fit(source(X))
+    X = digits[0][:600]
+    of_array, of_batches = (estimator(max_epochs=15).fit(images) for images in (X, source(X)))
     assert not hasattr(of_batches, "labels_")
     assert of_batches.n_features_in_ == 64
     # Another start and another order: another model, but as good a one.
-    assert of_batches.score(X) == pytest.approx(of_array.score(X), abs=1.5)
+    assert of_batches.score(X) == pytest.approx(of_array.score(X), abs=2)
     assert len(np.unique(of_batches.predict(X))) > 10
     torch.testing.assert_close(of_batches._network.scale, of_array._network.scale)
     torch.testing.assert_close(of_batches._network.shift, of_array._network.shift)
@@ -160,7 +160,7 @@ def test_plain_features_and_missing_values_in_batches(digits):
 def test_a_detector_learns_from_batches(digits):
     X = digits[0][digits[1] != 0]
     det = DCGMMOutlierDetector(
-        layers=DEEP, image_shape=(8, 8), max_epochs=30, random_state=0, contamination=0.1
+        layers=DEEP, image_shape=(8, 8), max_epochs=5, random_state=0, contamination=0.1
     ).fit(Batches(X))
     assert np.mean(det.predict(X) == -1) == pytest.approx(0.1, abs=0.01)
     zeros, others = digits[0][digits[1] == 0], X

@@ -35,6 +35,7 @@ from skdcgmm._composition import name_layers
 from skdcgmm._joint import Joint
 from skdcgmm._layerwise import Layerwise
 from skdcgmm._presets import PRESETS, auto, preset
+from skdcgmm._training import keep_memory
 from skdcgmm._windows import unfold
 from skdcgmm.layers import CategoricalEmission, MixtureLayer
 
@@ -144,6 +145,7 @@ def measure(objective, stack, annealed, options):
     network.to(options.device)
     x = x[:batch_size].to(options.device)
     step = joint_step(network, x) if joint else layerwise_step(network, x, annealed)
+    keep_memory()
     before = peak_mib()
     for _ in range(MEMORY_STEPS):
         step()

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from skdcgmm import _distributed, _joint, _layerwise
 from skdcgmm._batch import Batch
 
+# Bytes of the largest block from which the C library still learns.
+_LARGE_BLOCK = 31 * 2**20
+
 HistoryRow = dict[str, float]
 Batches = Callable[[], Iterable[Batch]]
 
@@ -152,6 +155,7 @@ def train(
     KeyboardInterrupt
         If the user stops training before an epoch is done.
     """
+    keep_memory()
     history, best, stale, n_done = standing
     history = list(history)
     parameters = [parameter.detach() for parameter in network.parameters()]
@@ -184,6 +188,16 @@ def train(
         torch._foreach_copy_(parameters, of_last_epoch)
         return Outcome(history, converged=False, interrupted=True)
     return Outcome(history, converged=False)
+
+
+def keep_memory() -> None:
+    """Let steps use the memory that the steps before have given back.
+
+    The C library of Linux gives large blocks back to the system, and asks for them again in every
+    step, until it has seen one as large given back (mallopt(3), on M_MMAP_THRESHOLD). New pages
+    would take a quarter of a step's time. This block is never touched, and takes none.
+    """
+    torch.empty(_LARGE_BLOCK, dtype=torch.uint8, device="cpu")
 
 
 def _weighted_mean(objective: Objective, batches: Iterable[Batch]) -> float:

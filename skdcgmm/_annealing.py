@@ -174,11 +174,13 @@ def finished(schedule: Schedule, state: ScheduleState) -> bool:
 def reopen(schedule: Schedule, state: ScheduleState, fraction: float) -> ScheduleState:
     """The state from which a fraction of the schedule, of its logarithmic way, is yet to come.
 
-    A schedule that stands before that stays where it is, and starts to compare blocks anew.
+    A schedule that stands before that stays where it is; another one compares blocks anew.
     """
     radius = schedule.final_radius * (schedule.radius / schedule.final_radius) ** fraction
+    if radius <= state.radius:
+        return state
     rate = schedule.final_rate * (schedule.rate / schedule.final_rate) ** fraction
-    return ScheduleState(max(state.radius, radius), max(state.rate, rate))
+    return ScheduleState(radius, max(state.rate, rate))
 
 
 def one_cycle(progress: float) -> float:

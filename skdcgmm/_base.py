@@ -44,7 +44,7 @@ from skdcgmm._validation import (
 # Parameters that a training does not depend on.
 _WITHOUT_EFFECT = (
     "checkpoint", "checkpoint_minutes", "contamination", "device", "score_layer", "score_method",
-    "transform_layers", "verbose", "warm_start",
+    "transform_layers", "verbose",
 )  # fmt: skip
 SCORE_METHODS = ("density", "contrast", "layer")
 
@@ -253,8 +253,7 @@ class BaseDCGMM(FittedParametersMixin, LayersMixin):
         if network is None:
             network = self._start(data, rng)
         if checkpoint is not None:
-            scale = network.shift.tolist(), network.scale.tolist()
-            checkpoint.check_images(repr((data.n_images, data.shape, *scale)))
+            checkpoint.check_images(data.identity)
         self._train(network, progress, data, rng, checkpoint)
         return images, data
 

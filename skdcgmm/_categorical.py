@@ -28,7 +28,7 @@ _LARGEST_DIFFERENCE = {torch.float32: 60.0, torch.float64: 600.0}
 
 def tables(logits: Tensor) -> Tensor:
     """Tables from logits over the last axis."""
-    even = logits.new_tensor(FLOOR / logits.shape[-1])
+    even = logits.new_full((), FLOOR / logits.shape[-1])
     return torch.add(even, logits.softmax(-1), alpha=1 - FLOOR)
 
 
@@ -122,7 +122,7 @@ class _WindowMixture(torch.autograd.Function):
         # Row by row, quotients stay in the cache.
         for row in range(height):
             by_window = gradient[row // ctx.kernel[0]]  # (columns, K, N)
-            quotients = mixtures[row].view(len(by_window), -1, *by_window.shape[1:])
+            quotients = mixtures[row].unflatten(0, (len(by_window), ctx.kernel[1]))
             quotients = (by_window[:, None] / quotients).flatten(0, 1)[:width]  # (W, K, N)
             torch.bmm(tables[row].mT, quotients, out=to_scores[row])
             torch.bmm(quotients, likelihoods[row].mT, out=to_tables[row])

@@ -136,7 +136,10 @@ def pack(rng: np.random.RandomState) -> dict[str, Any]:
 
 def unpack(state: dict[str, Any]) -> np.random.RandomState:
     """A random generator in the state that `pack` has seen."""
-    rng = np.random.RandomState(getattr(np.random, state["bit_generator"])())
+    kind = getattr(np.random, state["bit_generator"])
+    if not (isinstance(kind, type) and issubclass(kind, np.random.BitGenerator)):
+        raise ValueError(f"{state['bit_generator']} is no bit generator")
+    rng = np.random.RandomState(kind())
     inner = {
         name: np.array(value, dtype=np.uint64) if isinstance(value, list) else value
         for name, value in state["state"].items()

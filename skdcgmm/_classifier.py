@@ -313,20 +313,21 @@ checkpoint, checkpoint_minutes
 
     def _fit_readout(self, images: Images) -> None:
         assert images.y is not None
-        y = images.of_all(images.y)
-        known = np.flatnonzero(y >= 0)
-        present = np.unique(y[known])
+        labelled = images.take(np.flatnonzero(images.y >= 0)) if (images.y < 0).any() else images
+        assert labelled.y is not None
+        y = images.of_all(labelled.y)
+        present = np.unique(y)
         if len(present) < 2:
             raise ValueError(
                 "y must have at least two classes for readout='linear'; got 1 class, "
                 f"{self.classes_[present[0]]}. Choose readout='joint'."
             )
         names = self._mixture_names(self._network, "readout_layers", self.readout_layers)
-        labelled = images.collect(known)
-        features = self._responsibilities(labelled, names)
+        features = images.of_all(self._responsibilities(labelled, names))
+        weight = None if labelled.weight is None else images.of_all(labelled.weight)
         self._readout_names = names
         self.readout_ = LogisticRegression(max_iter=1000)
-        self.readout_.fit(features, labelled.y, labelled.weight)
+        self.readout_.fit(features, y, weight)
 
     def _predicted(self, X: Any) -> NDArray[Any]:
         probabilities = self._class_probabilities(self._check_fitted_images(X))

@@ -15,7 +15,7 @@ from skdcgmm._batch import Batch
 from skdcgmm._checkpoint import Checkpoint
 from skdcgmm._composition import check_layers, name_layers
 from skdcgmm._gaussian import exact_products
-from skdcgmm._images import Images
+from skdcgmm._images import Images, sample_size
 from skdcgmm._merging import merge
 from skdcgmm._network import Network
 from skdcgmm._stream import Stream
@@ -32,9 +32,8 @@ _IMAGE_REG_COVAR, _FEATURE_REG_COVAR = 0.5, 1e-6
 # Least number of passes over the data, and usual number of images that a stack starts from.
 _MIN_EPOCHS = 3
 _N_SEEDS = 256
-# Number of images by which components are merged, and among which labels spread; and largest number
-# of values in the latter.
-_N_LOOKED_AT, _MAX_SPREAD_VALUES = 10_000, 2**25
+# Largest number of values in the images among which labels spread.
+_MAX_SPREAD_VALUES = 2**25
 
 
 class Settings(NamedTuple):
@@ -157,7 +156,7 @@ def merge_components(network: Network, images: Images | Stream, rng: np.random.R
     """Merge the top components, by some of the images, if clusters are to be fewer."""
     if network.n_clusters == network.top.n_components:
         return
-    some = images.sample(_N_LOOKED_AT, rng)
+    some = images.sample(sample_size(images.shape), rng)
     scores = some.map(lambda x: network.scores(x), network.scale, network.numbers_per_image)
     clusters = merge(scores, network.n_clusters, some.weight)
     network.clusters = torch.from_numpy(clusters).to(network.clusters)
@@ -179,7 +178,7 @@ def spread_labels(images: Images, rng: np.random.RandomState, device: torch.devi
         return images
     order = rng.permutation(len(y))
     order = order[np.argsort(y[order] < 0, kind="stable")]
-    order = order[: min(_N_LOOKED_AT, _MAX_SPREAD_VALUES // images.rows.shape[1])]
+    order = order[: min(sample_size(images.shape), _MAX_SPREAD_VALUES // images.rows.shape[1])]
     like = torch.zeros((), dtype=images.dtype, device=device)
     with exact_products(device):
         y[order] = _spreading.spread(images.collect(order).tensor(slice(None), like), y[order])
@@ -252,13 +251,13 @@ def train_network(
             start_of_epoch = _checkpoint.pack(rng)
         return epochs.batches()
 
-    def on_step(standing: Standing) -> None:
+    def on_step(reached: Standing) -> None:
         if checkpoint is not None and checkpoint.due:
             checkpoint.write(
                 {
                     "network": network.state_dict(),
                     "progress": training.progress,
-                    "standing": list(standing),
+                    "standing": list(reached),
                     "epoch": start_of_epoch,
                 }
             )
@@ -278,7 +277,8 @@ def train_network(
         )
         network.zero_grad(set_to_none=True)
         # A loss is that before its step: the last step is still to be checked.
-        some = data.sample(batch_size, rng)
+        # Few images say nothing of what a label weighs.
+        some = replace(data.sample(batch_size, rng), y=None)
         values = training.evaluate(some.batch(np.arange(len(some)), network.scale))
     if not values.isfinite().all():
         raise FloatingPointError(f"the loss is {values.mean().item()} after the last step")

@@ -160,7 +160,7 @@ def _sum_of_logs(x: Tensor) -> Tensor:
 
 def _window_constants(constant: Tensor, size: Size, kernel: Size, stride: Size) -> Tensor:
     """Sum the constants (P, K, D) of the values inside the border, (rows * columns, K, 1)."""
-    inside = torch.ones(1, 1, *size).to(constant)  # (1, 1, H, W)
+    inside = constant.new_ones(1, 1, *size)  # (1, 1, H, W)
     seen = unfold(inside, kernel, stride).mT  # (rows * columns, h * w, 1)
     by_pixel = constant.view(*constant.shape[:2], -1, seen.shape[1]).sum(2)  # (P, K, h * w)
     return by_pixel @ seen

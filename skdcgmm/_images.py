@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 import mmap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -25,8 +27,12 @@ Index = slice | NDArray[np.integer[Any]]
 
 # Numbers in the tensors that a batch of predictions may fill: bounds the memory of predictions.
 _BATCH_NUMBERS = 2**25
-# Rows that are looked at together where each is looked at once.
-_BLOCK_ROWS = 1000
+# Values that are looked at together where each is looked at once.
+_BLOCK_VALUES = 2**20
+# Images of a sample, and values in them at most.
+_N_SAMPLE, _SAMPLE_VALUES = 10_000, 2**27
+# Images by which one array is told from another.
+_N_DIGEST = 256
 
 
 class Epochs(NamedTuple):
@@ -97,6 +103,16 @@ class Images:
         """The type to compute in: double precision for rows in double precision."""
         return torch.float64 if self.rows.dtype == np.float64 else torch.float32
 
+    @property
+    def identity(self) -> str:
+        """What tells these images, labels and weights from others, of all processes."""
+        digest = hashlib.sha256()
+        some = np.linspace(0, len(self) - 1, min(len(self), _N_DIGEST)).astype(int)
+        for values in (self.rows[some], self.weight, self.y):
+            digest.update(b"none" if values is None else np.ascontiguousarray(values).tobytes())
+        digests = _distributed.gather(digest.hexdigest()[:16])
+        return f"{self.n_images} of shape {self.shape}, {' '.join(digests)}"
+
     def joined(self) -> Images:
         """The same as a share of the images of all processes.
 
@@ -135,7 +151,8 @@ class Images:
 
         weight, y = together("weight"), together("y")
         rows = np.concatenate([images.rows for _, images in parts])[order]
-        return replace(self, rows=rows, weight=weight, y=y, shares=None)
+        complete = all(images.complete for _, images in parts)
+        return replace(self, rows=rows, weight=weight, y=y, complete=complete, shares=None)
 
     def of_all(self, values: NDArray[Any]) -> NDArray[Any]:
         """Values of the images of all processes, given those of this one."""
@@ -167,11 +184,8 @@ class Images:
     def tensor(self, index: Index, like: Tensor) -> Tensor:
         """Some images (N, C, H, W), copied, with the dtype and device of `like`."""
         channels, height, width = self.shape
-        rows = torch.from_numpy(np.array(self.rows[index]))
+        rows = _send(np.array(self.rows[index]), like)
         release(self.rows)
-        if like.device.type == "cuda":
-            # Small types travel as they are, while the GPU goes on with the step before.
-            rows = rows.pin_memory().to(like.device, non_blocking=True)
         x = rows.to(like).view(-1, height, width, channels)  # (N, H, W, C)
         return x.permute(0, 3, 1, 2)  # (N, C, H, W)
 
@@ -179,8 +193,8 @@ class Images:
         """Some images to learn from: of those of all processes, the ones that this one has."""
         own = index if self.shares is None else index[self._is_own(index)] - self.first
         x = self.tensor(own, like)
-        weight = None if self.weight is None else torch.from_numpy(self.weight[own]).to(x)
-        y = None if self.y is None else torch.from_numpy(self.y[own]).to(x.device)
+        weight = None if self.weight is None else _send(self.weight[own], like).to(x)
+        y = None if self.y is None else _send(self.y[own], like)
         return Batch(x, weight, y, self._label_weight, len(index), self.complete)
 
     def epochs(
@@ -230,15 +244,14 @@ class Images:
         return max(1, _BATCH_NUMBERS // numbers_per_image)
 
     def slices(self, size: int) -> Iterator[slice]:
-        """Consecutive slices of at most `size` images."""
-        return (slice(start, start + size) for start in range(0, len(self), size))
+        """Consecutive slices of at most `size` images; one that is empty, if there are none."""
+        return (slice(start, start + size) for start in range(0, max(1, len(self)), size))
 
     def moments(self, *, by_feature: bool) -> Moments:
         """Mean and variance of the observed values of all processes, by feature or over all."""
         total = Moments.none()
-        for part in self.slices(_BLOCK_ROWS):
-            total = total.add(Moments.of(self.rows[part], by_feature=by_feature))
-            release(self.rows)
+        for block in blocks(self.rows):
+            total = total.add(Moments.of(block, by_feature=by_feature))
         if self.shares is None:
             return total
         first, *others = _distributed.gather(total)
@@ -253,10 +266,25 @@ class Images:
 
         Real values are answered in the type to compute in.
         """
-        slices = self.slices(self.batch_size(numbers_per_image))
+        answers: Tensor | None = None
         with torch.no_grad(), exact_products(like.device):
-            values = torch.cat([function(self.tensor(part, like)).cpu() for part in slices])
-        return (values.to(self.dtype) if values.is_floating_point() else values).numpy()
+            for part in self.slices(self.batch_size(numbers_per_image)):
+                values = function(self.tensor(part, like))
+                if answers is None:
+                    # At once: small parts, kept between large ones, would fragment the memory.
+                    dtype = self.dtype if values.is_floating_point() else values.dtype
+                    answers = torch.empty((len(self), *values.shape[1:]), dtype=dtype)
+                answers[part] = values
+        assert answers is not None
+        return answers.numpy()
+
+
+def _send(values: NDArray[Any], like: Tensor) -> Tensor:
+    """Values as they are, on the device of `like`, which need not wait for them."""
+    sent = torch.from_numpy(values)
+    if like.device.type == "cuda":
+        sent = sent.pin_memory().to(like.device, non_blocking=True)
+    return sent
 
 
 def is_complete(rows: NDArray[Any], check: Callable[[NDArray[Any]], Any]) -> bool:
@@ -264,15 +292,26 @@ def is_complete(rows: NDArray[Any], check: Callable[[NDArray[Any]], Any]) -> boo
     if rows.dtype.kind != "f":
         return True
     complete = True
-    for start in range(0, len(rows), _BLOCK_ROWS):
-        block = rows[start : start + _BLOCK_ROWS]
+    for block in blocks(rows):
         with np.errstate(over="ignore", invalid="ignore"):
             fine = np.isfinite(block.sum(dtype=np.float64))
         if not fine:
             check(block)
             complete = complete and not np.isnan(block).any()
-        release(rows)
     return complete
+
+
+def blocks(rows: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """All rows, some at a time."""
+    n_rows = max(1, _BLOCK_VALUES // max(1, rows.shape[1]))
+    for start in range(0, len(rows), n_rows):
+        yield rows[start : start + n_rows]
+        release(rows)
+
+
+def sample_size(shape: Shape) -> int:
+    """Number of images by whose sample all are judged, which memory holds."""
+    return min(_N_SAMPLE, max(1, _SAMPLE_VALUES // math.prod(shape)))
 
 
 def release(rows: NDArray[Any]) -> None:
@@ -282,10 +321,10 @@ def release(rows: NDArray[Any]) -> None:
     size of the file.
     """
     base: Any = rows
+    shared = False
     while base is not None and not isinstance(base, mmap.mmap):
-        # Changes of a private map are nowhere else.
-        if isinstance(base, np.memmap) and base.mode == "c":
-            return
+        # Changes of a private map are nowhere else, and only NumPy's maps say what they are.
+        shared = isinstance(base, np.memmap) and base.mode != "c"
         base = getattr(base, "base", None)
-    if base is not None and hasattr(mmap, "MADV_DONTNEED"):
+    if base is not None and shared and hasattr(mmap, "MADV_DONTNEED"):
         base.madvise(mmap.MADV_DONTNEED)

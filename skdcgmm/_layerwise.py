@@ -92,8 +92,11 @@ class _LayerTraining:
 
     def reopen(self, fraction: float, step: int) -> None:
         """Widen the neighbourhood to that at a fraction of the schedule from its end."""
-        self.state = _annealing.reopen(self.schedule, self.state, fraction)
-        self.first_step = step - round((1 - fraction) * self._deadline)
+        reopened = _annealing.reopen(self.schedule, self.state, fraction)
+        if reopened == self.state:
+            return
+        self.state = reopened
+        self.first_step = max(self.first_step, step - round((1 - fraction) * self._deadline))
         self._block.take()
 
     @property
@@ -183,7 +186,7 @@ class Layerwise:
         return Progress(self._steps, layers)
 
     def reopen(self, fraction: float) -> None:
-        """Go back by a fraction of the annealing of every layer, the upper ones without delay."""
+        """Go back by a fraction of the annealing of every layer, as far as it has got."""
         for training in self._trainings.values():
             training.reopen(fraction, self._steps)
 
@@ -235,7 +238,7 @@ def _precondition(emission: GaussianEmission) -> None:
     of themselves, at most a tenth at the default rate.
     """
     means, roots = emission.means.grad, emission.root_precisions.grad
-    if means is None or roots is None or emission.min_variance.amin() > 0.9 / _PUBLISHED_PRECISION:
+    if means is None or roots is None or emission.least_variance > 0.9 / _PUBLISHED_PRECISION:
         return
     precisions = emission.root_precisions.square()
     means *= (_PUBLISHED_PRECISION / precisions).clamp_max(1)

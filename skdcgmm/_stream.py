@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set, Sized
 from dataclasses import replace
 from typing import Any
 
@@ -14,13 +14,10 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from skdcgmm import _distributed
 from skdcgmm._batch import Batch
-from skdcgmm._images import Epochs, Images
+from skdcgmm._images import Epochs, Images, sample_size
 from skdcgmm._moments import Moments
 from skdcgmm._validation import make_generator
 from skdcgmm.layers import Shape
-
-# Images that are kept, to start from and to merge components by.
-_N_KEPT = 10_000
 
 
 def is_stream(X: object) -> bool:
@@ -80,18 +77,21 @@ class Stream:
         self._moments = Moments.none()
         self._complete = True
         self.n_batches = n_own = 0
+        # Of its own, since processes may keep different numbers of images.
+        draws = np.random.RandomState(rng.randint(np.iinfo(np.int32).max))
         kept: Images | None = None
         for chunk in self._chunks(shuffle=None):
             images = read(chunk, self.n_batches == 0)
             if kept is None:
-                rows = np.empty((_N_KEPT, images.rows.shape[1]), images.rows.dtype)
+                shape = (sample_size(images.shape), images.rows.shape[1])
+                rows = np.empty(shape, images.rows.dtype)
                 kept = replace(images, rows=rows)
             if images.rows.dtype != kept.rows.dtype:
                 raise ValueError(
                     f"X must have batches of one type; got {kept.rows.dtype} and "
                     f"{images.rows.dtype}. Convert them."
                 )
-            _keep(kept.rows, images.rows, n_own, rng)
+            _keep(kept.rows, images.rows, n_own, draws)
             self._moments = self._moments.add(Moments.of(images.rows, by_feature=True))
             self._complete = self._complete and images.complete
             self.n_batches += 1
@@ -119,6 +119,15 @@ class Stream:
     def dtype(self) -> torch.dtype:
         """The type to compute in."""
         return self._kept.dtype
+
+    @property
+    def identity(self) -> str:
+        """What tells these images from others, in whatever order they come."""
+        moments = self.moments(by_feature=False)
+        return (
+            f"{self.n_images} of shape {self.shape} in {self.n_batches} batches, of mean "
+            f"{moments.mean:.6g} and variance {moments.variance:.6g}"
+        )
 
     def moments(self, *, by_feature: bool) -> Moments:
         """Mean and variance of the observed values of all processes, by feature or over all."""
@@ -159,10 +168,14 @@ class Stream:
     def _chunks(self, shuffle: np.random.RandomState | None) -> Iterator[Any]:
         source = self._source
         if isinstance(source, Dataset):
+            size = self._batch_size
+            if isinstance(source, Sized):
+                # Of equal size, so that the last few images weigh no more than others.
+                size = max(1, -(-len(source) // max(1, -(-len(source) // size))))
             ordered = shuffle is None or isinstance(source, IterableDataset)
             source = DataLoader(
                 source,
-                self._batch_size,
+                size,
                 shuffle=not ordered,
                 # One of its own, or it would draw from the global one.
                 generator=make_generator(0 if shuffle is None else shuffle),

@@ -119,8 +119,8 @@ def train(
     tol: float,
     n_iter_no_change: int,
     on_epoch: Callable[[HistoryRow], None],
-    on_step: Callable[[Standing], None] = lambda _: None,
-    standing: Standing = Standing([]),  # noqa: B008
+    on_step: Callable[[Standing], None],
+    standing: Standing,
 ) -> Outcome:
     """Go through the epochs until the objective stands still, or the user presses Ctrl-C.
 
@@ -153,7 +153,7 @@ def train(
     FloatingPointError
         If the loss is not finite.
     KeyboardInterrupt
-        If the user stops training before an epoch is done.
+        If the user stops training before an epoch is done, or one of several processes.
     """
     keep_memory()
     history, best, stale, n_done = standing
@@ -183,8 +183,10 @@ def train(
             if stale >= n_iter_no_change:
                 return Outcome(history, converged=True)
     except KeyboardInterrupt:
-        if len(history) == len(standing.history):
+        # Several processes would not stop at the same step.
+        if len(history) == len(standing.history) or _distributed.n_processes() > 1:
             raise
+        objective.report()  # of steps that no longer count
         torch._foreach_copy_(parameters, of_last_epoch)
         return Outcome(history, converged=False, interrupted=True)
     return Outcome(history, converged=False)

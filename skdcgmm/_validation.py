@@ -15,7 +15,7 @@ from sklearn.utils.validation import _check_sample_weight, validate_data
 from torch import Tensor
 
 from skdcgmm import _distributed
-from skdcgmm._images import FloatArray, Images, is_complete
+from skdcgmm._images import FloatArray, Images, blocks, is_complete
 from skdcgmm.layers import Shape
 
 EXPECTED_X = (
@@ -77,7 +77,7 @@ def check_images(
     except (ValueError, TypeError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"{error} {EXPECTED_X}") from error
-    if reset and rows.dtype.kind == "f" and np.isnan(rows).all():
+    if reset and not complete and all(np.isnan(block).all() for block in blocks(rows)):
         raise ValueError("X has no observed value: all are NaN. Give images of which some is seen.")
     shape = image_shape or (rows.shape[1], 1, 1)
     if rows.shape[1] != shape[0] * shape[1] * shape[2]:
@@ -166,7 +166,7 @@ def check_weights(sample_weight: Any, images: Images) -> Images:
     weight: FloatArray = _check_sample_weight(
         sample_weight, images.rows, dtype=np.float64, ensure_non_negative=True
     )
-    if not weight.any():
+    if not any(_distributed.gather(weight.any())):
         raise ValueError("sample_weight must have a positive sum; all weights are zero.")
     kept = weight > 0
     seen = (images if kept.all() else images.take(np.flatnonzero(kept))).joined()

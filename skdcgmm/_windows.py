@@ -7,6 +7,8 @@ authority on shapes.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -82,7 +84,7 @@ def unfold(x: Tensor, kernel: Size, stride: Size) -> Tensor:
     )  # (N, C, R, Q, h, w)
     windows = windows.permute(2, 3, 1, 4, 5, 0)  # (R, Q, C, h, w, N)
     rows, columns = windows.shape[:2]
-    return windows.reshape(rows * columns, -1, len(x)).mT  # (P, N, D)
+    return windows.reshape(rows * columns, math.prod(windows.shape[2:5]), len(x)).mT  # (P, N, D)
 
 
 def fold_mean(patches: Tensor, size: Size, kernel: Size, stride: Size) -> Tensor:

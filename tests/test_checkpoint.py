@@ -11,6 +11,7 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 
 from skdcgmm import ConvGMM, DCGMMClassifier, DCGMMEstimator
+from skdcgmm._checkpoint import unpack
 from skdcgmm._joint import Joint
 from skdcgmm._layerwise import Layerwise
 
@@ -122,8 +123,12 @@ def test_other_images_or_a_broken_file_are_refused(digits, tmp_path, monkeypatch
         stop_at(3, Joint, Stop, patch)
         with pytest.raises(Stop):
             estimator(checkpoint=path, checkpoint_minutes=0).fit(X)
-    with pytest.raises(ValueError, match="its images are"):
-        estimator(checkpoint=path).fit(X + 1)
+    for other in ({"X": X + 1}, {"X": X[::-1]}, {"X": X, "sample_weight": np.arange(400)}):
+        with pytest.raises(ValueError, match="its images are"):
+            estimator(checkpoint=path).fit(**other)
+    state = torch.load(path, weights_only=False)
+    with pytest.raises(ValueError, match="seed is no bit generator"):
+        unpack({**state["start"], "bit_generator": "seed"})
     path.write_bytes(path.read_bytes()[:1000])
     message = f"checkpoint={str(path)!r} cannot be read"
     with pytest.raises(ValueError, match=re.escape(message)):

@@ -341,7 +341,7 @@ def test_weights_stay_with_their_images_when_labels_spread(digits):
 
 
 def test_all_labelled_images_take_part_in_spreading(monkeypatch, rng):
-    monkeypatch.setattr(_fitting, "_N_LOOKED_AT", 50)
+    monkeypatch.setattr("skdcgmm._images._N_SAMPLE", 50)
     y = np.full(200, -1)
     y[rng.choice(200, 20, replace=False)] = np.arange(20) % 2
     images = Images(rng.normal(size=(200, 2)), (2, 1, 1), (2,), y=y)
@@ -373,3 +373,12 @@ def test_classes_on_a_gpu(digits):
         clf.predict_proba(X[:50]),
         atol=1e-3,
     )
+
+
+def test_a_fit_whose_last_sample_has_no_label_is_a_fit(digits, monkeypatch):
+    monkeypatch.setattr(_fitting, "_MAX_SPREAD_VALUES", 64 * 5)
+    X, y = digits[0][:400], np.full(400, -1)
+    y[:5] = digits[1][:5]
+    clf = DCGMMClassifier(layers=STACK, image_shape=(8, 8), max_epochs=1, batch_size=20)
+    for seed in range(5):
+        assert np.isfinite(clf.set_params(random_state=seed).fit(X, y).predict_proba(X)).all()

@@ -1,5 +1,6 @@
 """Images from files, datasets and loaders, learnt from a batch at a time."""
 
+import mmap
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from skdcgmm import ConvGMM, DCGMMClassifier, DCGMMEstimator, DCGMMOutlierDetector
 from skdcgmm._images import Images, release
 from skdcgmm._moments import Moments
-from skdcgmm._stream import _keep
+from skdcgmm._stream import Stream, _keep
 
 DEEP = [ConvGMM(10, 4, shared=False), ConvGMM(20)]
 
@@ -59,10 +60,10 @@ class Flow(IterableDataset):
         return iter(torch.from_numpy(self.X))
 
 
-@pytest.fixture
-def mapped(digits, tmp_path):
-    """The images as bytes, in memory and mapped from a file."""
-    X = (digits[0] * 16).astype(np.uint8)
+@pytest.fixture(params=["uint8", "float32"])
+def mapped(request, digits, tmp_path):
+    """The images, in memory and mapped from a file."""
+    X = (digits[0] * 16).astype(request.param)
     np.save(tmp_path / "X.npy", X)
     return X, np.load(tmp_path / "X.npy", mmap_mode="r")
 
@@ -100,6 +101,25 @@ def test_changes_of_a_private_map_are_kept(tmp_path):
     X[:] = 1
     release(np.asarray(X).reshape(-1, 8, 8))
     assert (X == 1).all()
+    with (tmp_path / "X.npy").open("rb") as file:
+        private = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        X = np.ndarray((100,), buffer=private, offset=128)
+        X[:] = 1
+        release(X)
+        assert (X == 1).all()
+
+
+def test_batches_of_a_dataset_are_of_equal_size(digits):
+    X = digits[0][:501]
+    stream = Stream(
+        Items(X, np.zeros(501)),
+        lambda batch, _: Images(batch.numpy().reshape(-1, 64), (1, 8, 8), (64,)),
+        250,
+        np.random.RandomState(0),
+    )
+    epochs = stream.epochs(np.random.RandomState(0), 250, None, torch.zeros(()))
+    assert [len(batch.x) for batch in epochs.batches()] == [167, 167, 167]
+    assert epochs.n_batches == 3
 
 
 def test_infinity_anywhere_in_a_large_array_is_found():
@@ -114,7 +134,7 @@ def test_infinity_anywhere_in_a_large_array_is_found():
     [
         Batches,
         lambda X: Batches(X.reshape(-1, 8, 8)),
-        lambda X: [DataLoader(Items(X, np.zeros(len(X))), 50, shuffle=True)][0],
+        lambda X: DataLoader(Items(X, np.zeros(len(X))), 50, shuffle=True),
         lambda X: Items(X, np.zeros(len(X))),
         lambda X: TensorDataset(torch.from_numpy(X)),
         Flow,

@@ -11,7 +11,7 @@ from skdcgmm import ConvGMM, MaxPool, _build
 from skdcgmm._batch import Batch
 from skdcgmm._composition import name_layers
 from skdcgmm._layerwise import Layerwise
-from skdcgmm._training import train
+from skdcgmm._training import Standing, train
 
 
 def make_network(layers, image_shape=(1, 4, 4)):
@@ -158,6 +158,8 @@ def run(losses, **options):
         lambda: [],
         None,
         on_epoch=lambda _: None,
+        on_step=lambda _: None,
+        standing=Standing([]),
         **{"max_epochs": len(losses), "tol": 0.1, "n_iter_no_change": 2, **options},
     )
 

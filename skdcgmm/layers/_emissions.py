@@ -103,6 +103,8 @@ class GaussianEmission(Emission):
         D values of a window in the order (channel, row, column).
     min_variance : Tensor of shape () or (D,)
         Floor of the variances.
+    least_variance : float
+        Its minimum, known without asking a GPU.
     """
 
     min_variance: Tensor
@@ -114,7 +116,7 @@ class GaussianEmission(Emission):
         n_values = n_channels * math.prod(kernel)
         self.means = nn.Parameter(torch.zeros(math.prod(positions), n_components, n_values))
         self.register_buffer("min_variance", torch.tensor(_VARIANCE, dtype=torch.float64))
-        self._in_double = False
+        self.least_variance = _VARIANCE
 
     @property
     def _variances_shape(self) -> tuple[int, int, int]:
@@ -131,7 +133,7 @@ class GaussianEmission(Emission):
         """Set the floor of the variances, () or (D,); spherical Gaussians take the largest."""
         floor = min_variance.max() if self.spherical else min_variance
         self.min_variance = floor.to(self.means)
-        self._in_double = float(floor.min()) < _FLOAT32_VARIANCE
+        self.least_variance = float(floor.min())
 
     @abstractmethod
     def set_variances(self, variances: Tensor) -> None:
@@ -139,7 +141,7 @@ class GaussianEmission(Emission):
 
     def log_prob(self, x: Tensor, stride: Size, complete: bool = False) -> Tensor:
         """Log density of each window by component; missing values, NaN, are left out."""
-        in_double = x.dtype == torch.float32 and self._in_double
+        in_double = x.dtype == torch.float32 and self.least_variance < _FLOAT32_VARIANCE
         values = (x, self.means, self.root_precisions)
         x, means, roots = (v.double() for v in values) if in_double else values
         scores = _gaussian.log_prob(x, means, roots, self.kernel, stride, complete)

@@ -16,7 +16,8 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import MinMaxScaler
 
-from skdcgmm import ConvGMM, DCGMMEstimator, MaxPool
+from skdcgmm import ConvGMM, DCGMMEstimator, DCGMMOutlierDetector, MaxPool
+from skdcgmm._training import OBJECTIVES
 from tests import oracle
 
 
@@ -538,3 +539,30 @@ def test_gpu_scores_equal_those_of_the_cpu(digits):
     est = deep(device="cuda", max_epochs=20).fit(X)
     moved = pickle.loads(pickle.dumps(est)).set_params(device="cpu")
     np.testing.assert_allclose(est.score_samples(X), moved.score_samples(X), rtol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("objective", ["joint", "layerwise"])
+def test_gpu_steps_wait_for_nothing(digits, objective):
+    layers = [ConvGMM(5, 4, shared=False), ConvGMM(4)]
+    est = deep(layers=layers, device="cuda", objective=objective, max_epochs=1).fit(digits[0])
+    defaults = OBJECTIVES[objective]
+    training = defaults.objective(est._network, defaults.n_steps)
+    images = est._check_fitted_images(digits[0])
+    training.step(images.batch(np.arange(50), est._network.scale))
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for start in range(50, 500, 50):
+            training.step(images.batch(np.arange(start, start + 50), est._network.scale))
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+@pytest.mark.gpu
+def test_gpu_detects_and_merges(digits):
+    X = digits[0]
+    det = DCGMMOutlierDetector(image_shape=(8, 8), max_epochs=3, device="cuda").fit(X)
+    assert set(det.predict(X)) == {-1, 1}
+    est = DCGMMEstimator(10, image_shape=(8, 8), max_epochs=3, device="cuda").fit(X)
+    assert est.predict_proba(X).shape == (len(X), 10)

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from skdcgmm import _annealing, _distributed, _joint, _layerwise
+from skdcgmm._training import Objective, Standing
 
 # What a file may hold besides tensors and plain values: reading it runs no code of its own.
 _TYPES: list[Any] = [
@@ -105,13 +107,34 @@ class Checkpoint:
         if self.saved is not None:
             self._check("images")
 
-    @property
-    def due(self) -> bool:
-        """Whether it is time to write."""
-        return time.monotonic() - self._written >= self._seconds
+    def restore(
+        self, network: nn.Module, rng: np.random.RandomState
+    ) -> tuple[Any, Standing] | None:
+        """Put a network and a generator where the earlier training left them; and its progress."""
+        if self.saved is None:
+            return None
+        network.load_state_dict(self.saved["network"])
+        rng.set_state(unpack(self.saved["epoch"]).get_state(legacy=False))
+        return self.saved["progress"], Standing(*self.saved["standing"])
 
-    def write(self, state: dict[str, Any]) -> None:
-        """Replace the file by one with this state: whoever reads sees the old or the new one."""
+    def start_epoch(self, rng: np.random.RandomState) -> None:
+        """Note how the order of the images is drawn."""
+        self._epoch = pack(rng)
+
+    def note(self, network: nn.Module, objective: Objective, standing: Standing) -> None:
+        """Write what the training has reached, if it is time."""
+        if time.monotonic() - self._written >= self._seconds:
+            self._write(
+                {
+                    "network": network.state_dict(),
+                    "progress": objective.progress,
+                    "standing": list(standing),
+                    "epoch": self._epoch,
+                }
+            )
+
+    def _write(self, state: dict[str, Any]) -> None:
+        # Whoever reads sees the old file or the new one.
         if _distributed.rank() == 0:
             fresh = self._path.with_name(self._path.name + ".new")
             with fresh.open("wb") as file:

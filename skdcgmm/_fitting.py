@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from sklearn.base import clone
 
-from skdcgmm import _build, _checkpoint, _distributed, _presets, _spreading
+from skdcgmm import _build, _distributed, _presets, _spreading
 from skdcgmm._batch import Batch
 from skdcgmm._checkpoint import Checkpoint
 from skdcgmm._composition import check_layers, name_layers
@@ -238,29 +238,18 @@ def train_network(
     n_steps = defaults.n_steps if stream else epochs.n_batches * max_epochs
     rate = settings.learning_rate or defaults.learning_rate
     standing = Standing([])
-    if checkpoint is not None and (saved := checkpoint.saved) is not None:
-        network.load_state_dict(saved["network"])
-        progress, standing = saved["progress"], Standing(*saved["standing"])
-        rng.set_state(_checkpoint.unpack(saved["epoch"]).get_state(legacy=False))
+    if checkpoint is not None and (earlier := checkpoint.restore(network, rng)) is not None:
+        progress, standing = earlier
     training = defaults.objective(network, n_steps, rate, progress)
-    start_of_epoch: dict[str, Any] = {}
 
     def batches() -> Iterable[Batch]:
-        nonlocal start_of_epoch
         if checkpoint is not None:
-            start_of_epoch = _checkpoint.pack(rng)
+            checkpoint.start_epoch(rng)
         return epochs.batches()
 
     def on_step(reached: Standing) -> None:
-        if checkpoint is not None and checkpoint.due:
-            checkpoint.write(
-                {
-                    "network": network.state_dict(),
-                    "progress": training.progress,
-                    "standing": list(reached),
-                    "epoch": start_of_epoch,
-                }
-            )
+        if checkpoint is not None:
+            checkpoint.note(network, training, reached)
 
     with exact_products(network.scale.device):
         outcome = train(

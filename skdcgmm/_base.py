@@ -229,7 +229,8 @@ class BaseDCGMM(FittedParametersMixin, LayersMixin):
         # A generator has moved on since.
         if not isinstance(self.random_state, int | np.integer | None):
             parameters.pop("random_state")
-        return Checkpoint(self.checkpoint, self.checkpoint_minutes, repr(parameters), rng)
+        named = {name: repr(value) for name, value in parameters.items()}
+        return Checkpoint(self.checkpoint, self.checkpoint_minutes, named, rng)
 
     def _fit(
         self, X: Any, sample_weight: Any = None, y: NDArray[np.int64] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ class Checkpoint:
     path : str or path-like
     minutes : float
         Time between two writings.
-    parameters : str
+    parameters : dict of str to str
         Those of the training; a file of another one is refused.
     rng : RandomState
         At the start of the training.
@@ -53,7 +54,7 @@ class Checkpoint:
         self,
         path: str | os.PathLike[str],
         minutes: float,
-        parameters: str,
+        parameters: dict[str, str],
         rng: np.random.RandomState,
     ) -> None:
         self._path = Path(path)
@@ -64,8 +65,9 @@ class Checkpoint:
         self.saved, *_ = _distributed.gather(self._load())
         self.rng = rng
         if self.saved is not None:
-            self._check("version")
-            self._check("parameters")
+            self._check("version", self.saved["version"], _VERSION)
+            for name, value in parameters.items():
+                self._check(name, self.saved["parameters"].get(name), value)
             self._origin["start"] = self.saved["start"]
             self.rng = unpack(self.saved["start"])
 
@@ -81,13 +83,11 @@ class Checkpoint:
                 "give another path."
             ) from error
 
-    def _check(self, name: str) -> None:
-        assert self.saved is not None
-        if self.saved.get(name) != self._origin[name]:
+    def _check(self, name: str, found: Any, expected: Any) -> None:
+        if found != expected:
             raise ValueError(
-                f"checkpoint={str(self._path)!r} is of another training: its {name} are "
-                f"{self.saved.get(name)}, not {self._origin[name]}. Delete the file, or give "
-                "another path."
+                f"checkpoint={str(self._path)!r} is of another training: its {name} is {found}, "
+                f"not {expected}. Delete the file, or give another path."
             )
 
     def check_images(self, images: str) -> None:
@@ -105,7 +105,7 @@ class Checkpoint:
         """
         self._origin["images"] = images
         if self.saved is not None:
-            self._check("images")
+            self._check("X", self.saved["images"], images)
 
     def restore(
         self, network: nn.Module, rng: np.random.RandomState
@@ -136,12 +136,11 @@ class Checkpoint:
     def _write(self, state: dict[str, Any]) -> None:
         # Whoever reads sees the old file or the new one.
         if _distributed.rank() == 0:
-            fresh = self._path.with_name(self._path.name + ".new")
-            with fresh.open("wb") as file:
+            with tempfile.NamedTemporaryFile(dir=self._path.parent, delete=False) as file:
                 torch.save({**state, **self._origin}, file)
                 file.flush()
                 os.fsync(file.fileno())
-            fresh.replace(self._path)
+            Path(file.name).replace(self._path)
         self._written = time.monotonic()
 
     def remove(self) -> None:

@@ -16,6 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from skdcgmm._incremental import IncrementalDCGMM
 from skdcgmm._network import Network
+from skdcgmm._stream import is_stream
 from skdcgmm._validation import answer, check_number
 
 
@@ -234,6 +235,30 @@ class DCGMMEstimator(
             if images is not None:
                 self.labels_ = self._labels(images)
         return self
+
+    def fit_predict(self, X: Any, y: Any = None, **kwargs: Any) -> NDArray[Any]:
+        """Train the stack, and return the cluster of each image.
+
+        Parameters
+        ----------
+        X : array-like or Tensor, as in `fit`
+        y : Ignored
+        **kwargs
+            Of `fit`.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+
+        Raises
+        ------
+        TypeError
+            If X comes in batches, whose order may change.
+        """
+        if is_stream(X):
+            kind = type(X).__name__
+            raise TypeError(f"fit_predict needs an array; got {kind}. Call fit, then predict.")
+        return self.fit(X, y, **kwargs).labels_
 
     def predict(self, X: Any) -> Any:
         """Cluster of each image: that of largest responsibility.

@@ -13,6 +13,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import assert_all_finite, check_random_state
 from sklearn.utils.validation import _check_sample_weight, validate_data
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from skdcgmm import _distributed
 from skdcgmm._images import FloatArray, Images, blocks, is_complete
@@ -53,6 +54,11 @@ def check_images(
     """
     if isinstance(X, Tensor):
         X = (X.float() if X.dtype == torch.bfloat16 else X).detach().cpu().numpy()
+    if isinstance(X, Dataset | DataLoader):
+        raise TypeError(
+            f"X must be an array here; got {type(X).__name__}. Only fit takes data loaders and "
+            "datasets: call this with each batch, or with an array of their images."
+        )
     try:
         if not hasattr(X, "ndim"):
             X = np.asarray(X)
@@ -76,7 +82,7 @@ def check_images(
         )
     except (ValueError, TypeError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"{error} {EXPECTED_X}") from error
+        raise kind(f"{str(error).rstrip('.')}. {EXPECTED_X}") from error
     if reset and not complete and all(np.isnan(block).all() for block in blocks(rows)):
         raise ValueError("X has no observed value: all are NaN. Give images of which some is seen.")
     shape = image_shape or (rows.shape[1], 1, 1)
@@ -131,10 +137,17 @@ def _as_user_shape(shape: Shape) -> tuple[int, int, int]:
 
 def _check_trailing(trailing: tuple[int, ...], image_shape: Shape | None) -> Shape | None:
     shape = check_image_shape(trailing) if 0 not in trailing else None
+    if image_shape is None and len(trailing) == 3 and trailing[0] in (1, 3) and trailing[2] > 4:
+        raise ValueError(
+            f"X has images of shape {trailing}, which looks like channels first; they must come "
+            "last. Move them, as by np.moveaxis(X, 1, -1), or give image_shape=(height, width, "
+            "channels)."
+        )
     if image_shape is not None and shape != image_shape:
         raise ValueError(
             f"X has images of shape {trailing}, but image_shape (height, width, channels) is "
-            f"{_as_user_shape(image_shape)}."
+            f"{_as_user_shape(image_shape)}. If channels come first, move them last, as by "
+            "np.moveaxis(X, 1, -1)."
         )
     return shape
 

@@ -281,3 +281,17 @@ def test_images_of_a_sample_keep_their_weights_and_classes():
     assert 0 not in some.y
     np.testing.assert_array_equal(some.rows[:, 0], 2 * some.y)
     np.testing.assert_array_equal(some.weight, some.y)
+
+
+def test_what_only_fit_takes(digits):
+    X, loader = digits[0], DataLoader(Items(*digits), 50)
+    est = estimator(max_epochs=1).fit(loader)
+    for use in (est.predict, est.score, est.partial_fit):
+        with pytest.raises(TypeError, match="Only fit takes data loaders"):
+            use(loader)
+    with pytest.raises(TypeError, match="fit_predict needs an array; got DataLoader"):
+        est.fit_predict(loader)
+    with pytest.raises(ValueError, match="looks like channels first"):
+        DCGMMEstimator(5).fit(X.reshape(-1, 1, 8, 8))
+    with pytest.raises(ValueError, match="If channels come first, move them last"):
+        est.predict(X.reshape(-1, 1, 8, 8))

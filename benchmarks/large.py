@@ -57,7 +57,7 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data-home")
-    parser.add_argument("--n-images", nargs="+", type=int, default=[500_000, 1_000_000, 2_000_000])
+    parser.add_argument("--n-images", nargs="+", type=int, default=[500_000, 2_000_000])
     parser.add_argument("--scratch", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.scratch) as folder:

@@ -56,8 +56,8 @@ def check_images(
         X = (X.float() if X.dtype == torch.bfloat16 else X).detach().cpu().numpy()
     if isinstance(X, Dataset | DataLoader):
         raise TypeError(
-            f"X must be an array here; got {type(X).__name__}. Only fit takes data loaders and "
-            "datasets: call this with each batch, or with an array of their images."
+            f"X must be an array here; got {type(X).__name__}. Only fit, without classes, takes "
+            "data loaders and datasets: give an array of their images, or each batch."
         )
     try:
         if not hasattr(X, "ndim"):

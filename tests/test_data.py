@@ -221,6 +221,8 @@ def test_what_batches_do_not_go_with(digits):
         estimator().fit(Batches(X), sample_weight=np.ones(len(X)))
     with pytest.raises(TypeError, match="X must have batches that are arrays or tensors"):
         estimator().fit(Strings())
+    with pytest.raises(TypeError, match="X must be an array here; got DataLoader"):
+        DCGMMClassifier(image_shape=(8, 8)).fit(DataLoader(Items(X, y), 50), y)
     with pytest.raises((TypeError, ValueError), match="X must be a dense array"):
         DCGMMClassifier(image_shape=(8, 8)).fit(Batches(X), y)
 
@@ -287,7 +289,7 @@ def test_what_only_fit_takes(digits):
     X, loader = digits[0], DataLoader(Items(*digits), 50)
     est = estimator(max_epochs=1).fit(loader)
     for use in (est.predict, est.score, est.partial_fit):
-        with pytest.raises(TypeError, match="Only fit takes data loaders"):
+        with pytest.raises(TypeError, match="Only fit, without classes, takes data loaders"):
             use(loader)
     with pytest.raises(TypeError, match="fit_predict needs an array; got DataLoader"):
         est.fit_predict(loader)

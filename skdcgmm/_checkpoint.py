@@ -136,7 +136,8 @@ class Checkpoint:
     def _write(self, state: dict[str, Any]) -> None:
         # Whoever reads sees the old file or the new one.
         if _distributed.rank() == 0:
-            with tempfile.NamedTemporaryFile(dir=self._path.parent, delete=False) as file:
+            folder, prefix = self._path.parent, self._path.name + "."
+            with tempfile.NamedTemporaryFile(dir=folder, prefix=prefix, delete=False) as file:
                 torch.save({**state, **self._origin}, file)
                 file.flush()
                 os.fsync(file.fileno())

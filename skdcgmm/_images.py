@@ -69,7 +69,7 @@ class Images:
     y : ndarray of int of shape (n_samples,) or None
         Number of the class of each image, -1 where unknown.
     complete : bool
-        Whether no value is known to be missing.
+        Whether it is known that no value is missing.
     shares : tuple of int or None
         Numbers of images of the processes that train together, by rank; None is this one alone.
     rank : int

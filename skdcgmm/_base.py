@@ -1,51 +1,30 @@
-"""What the estimators have in common: between scikit-learn's conventions and the core."""
+"""What fitted estimators have in common: between scikit-learn's conventions and the core."""
 
 from __future__ import annotations
 
-import copy
+import math
 import os
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import Tags, check_consistent_length, check_random_state
+from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
-from tqdm import tqdm
 
-from skdcgmm import _distributed, _fitting
-from skdcgmm._checkpoint import Checkpoint
+from skdcgmm import _packing, _saving
 from skdcgmm._composition import LayersMixin
-from skdcgmm._fitting import Settings
 from skdcgmm._images import FloatArray, Images
 from skdcgmm._network import Network
 from skdcgmm._parameters import FittedParametersMixin
-from skdcgmm._stream import Stream, is_stream
-from skdcgmm._training import OBJECTIVES, HistoryRow
+from skdcgmm._training import HistoryRow
 from skdcgmm._tree import JointNetwork
-from skdcgmm._validation import (
-    answer,
-    check_batch,
-    check_checkpoint,
-    check_choice,
-    check_device,
-    check_image_shape,
-    check_images,
-    check_number,
-    check_weights,
-)
+from skdcgmm._validation import answer, check_device, check_images
 
-# Parameters that a training does not depend on.
-_WITHOUT_EFFECT = (
-    "checkpoint", "checkpoint_minutes", "contamination", "device", "score_layer", "score_method",
-    "transform_layers", "verbose",
-)  # fmt: skip
+# What scikit-learn adds to an estimator, other than its parameters and what it has learnt.
+_NOT_SAVED = ("_skl_callbacks", "_metadata_request", "_sklearn_version")
 SCORE_METHODS = ("density", "contrast", "layer")
 
 
@@ -71,28 +50,19 @@ def check_deep(network: Network, purpose: str) -> None:
 
 
 class BaseDCGMM(FittedParametersMixin, LayersMixin):
-    """Checks, building, training and batched prediction."""
+    """A fitted network: checks, batched prediction, files."""
 
     n_components: int | None
     image_shape: tuple[int, ...] | None
-    objective: str
     score_method: str
     score_layer: int | str
-    reg_covar: float | None
-    max_epochs: int | None
-    batch_size: int | None
-    learning_rate: float | None
-    tol: float
-    n_iter_no_change: int
-    validation_fraction: float | None
-    warm_start: bool
     device: str | torch.device
     random_state: int | np.random.RandomState | None
-    verbose: int
-    checkpoint: str | os.PathLike[str] | None
-    checkpoint_minutes: float
     history_: list[HistoryRow]
 
+    _network: Network
+    _progress: Any
+    _row_shape: tuple[int, ...]
     _score_methods: tuple[str, ...] = SCORE_METHODS
 
     def __sklearn_tags__(self) -> Tags:
@@ -101,195 +71,105 @@ class BaseDCGMM(FittedParametersMixin, LayersMixin):
         return tags
 
     def __getstate__(self) -> dict[str, Any]:
-        """A state without tensors on a GPU, so that it can be loaded anywhere."""
+        """A state of plain values and arrays, so that it can be stored and loaded anywhere."""
         state = dict(super().__getstate__())
         if "_network" in state:
-            state["_network"] = copy.deepcopy(self._network).cpu()
+            state["_network"] = _packing.pack(self._network)
+            state["_progress"] = _packing.arrays_of(self._progress)
         return state
 
-    @contextmanager
-    def _unchanged_on_failure(self) -> Iterator[None]:
-        before = self.__dict__.copy()
-        try:
-            yield
-        except BaseException:
-            self.__dict__ = before
-            raise
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "_network" in state:
+            self._network = _packing.unpack(state["_network"])
+            self._progress = _packing.tensors_of(state["_progress"])
 
-    def _check_parameters(self) -> None:
-        check_choice("objective", self.objective, tuple(OBJECTIVES))
-        check_choice("score_method", self.score_method, self._score_methods)
-        check_number("n_components", self.n_components, low=1, integer=True, optional="by layers")
-        check_number(
-            "reg_covar", self.reg_covar, low=0, open_low=True, optional="by the variance of X"
-        )
-        check_number(
-            "max_epochs", self.max_epochs, low=1, integer=True, optional="by the size of X"
-        )
-        check_number(
-            "batch_size", self.batch_size, low=1, integer=True, optional="by the objective"
-        )
-        check_number(
-            "learning_rate", self.learning_rate, low=0, open_low=True, optional="by the objective"
-        )
-        check_number("tol", self.tol, low=0)
-        check_number("n_iter_no_change", self.n_iter_no_change, low=1, integer=True)
-        check_number(
-            "validation_fraction", self.validation_fraction, low=0, high=1, open_low=True,
-            optional="no validation",
-        )  # fmt: skip
-        check_checkpoint(self.checkpoint, self.checkpoint_minutes)
-        check_device(self.device)
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the fitted estimator to a file that holds no code, only arrays and plain values.
 
-    def _build(self, images: Images | Stream) -> Network:
-        reserved = set(self.get_params(deep=False))
-        return _fitting.build_stack(
-            self.layers, self.n_components, images, reserved, self.objective
-        )
+        The file has the format of safetensors, with the parameters as JSON in its header, and can
+        be loaded with or without a GPU. A random state, the place in a stream of chunks and the
+        output format are kept; callbacks and metadata requests are not.
 
-    def _start(self, images: Images | Stream, rng: np.random.RandomState) -> Network:
-        network = self._build(images)
-        _fitting.initialise(network, images, self.reg_covar, rng)
-        return network.to(check_device(self.device))
+        Parameters
+        ----------
+        path : str or path-like
+            An earlier file there is replaced once the new one is whole.
 
-    def _earlier_training(self, images: Images | Stream) -> tuple[Network | None, Any]:
-        """A copy of the earlier fit for `warm_start`, if its stack is the one asked for."""
-        if self.warm_start and hasattr(self, "_network"):
-            old = self._network_in_place()
-            new = self._build(images)
-            if _fitting.same_stack(new, old):
-                old = copy.deepcopy(old)
-                old.n_clusters, old.clusters = new.n_clusters, new.clusters.to(old.clusters)
-                # Layer-wise annealing goes on; a rate of one cycle starts a new cycle.
-                progress = None if self.objective == "joint" else self._progress
-                return old, progress
-        return None, None
+        Raises
+        ------
+        NotFittedError
+            If there is nothing to save.
+        TypeError
+            If a parameter is not a plain value; the message names it.
+        """
+        check_is_fitted(self)
+        state = {k: v for k, v in self.__getstate__().items() if k not in _NOT_SAVED}
+        _saving.write(path, type(self).__name__, state)
 
-    def _train(
-        self,
-        network: Network,
-        progress: Any,
-        data: Images | Stream,
-        rng: np.random.RandomState,
-        checkpoint: Checkpoint | None = None,
-        *,
-        stream: bool = False,
-    ) -> None:
-        """Train the network and, when all has gone well, make it the fitted one."""
-        self._mixture_name(network, "score_layer", self.score_layer)
-        self._check_network(network)
-        settings = Settings(**{name: getattr(self, name) for name in Settings._fields})
-        with tqdm(unit="epoch", disable=not self.verbose) as bar:
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read an estimator that `save` has written.
 
-            def on_epoch(row: HistoryRow) -> None:
-                bar.set_postfix(loss=f"{row['loss']:.4g}", refresh=False)
-                bar.update()
+        Reading runs no code from the file, which may come from anyone.
 
-            try:
-                outcome, progress_now = _fitting.train_network(
-                    network, progress, data, rng, settings,
-                    stream=stream, on_epoch=on_epoch, checkpoint=checkpoint,
-                )  # fmt: skip
-            except FloatingPointError as error:
-                default = OBJECTIVES[self.objective].learning_rate
-                raise ValueError(
-                    f"learning_rate={self.learning_rate or default} made training diverge: "
-                    f"{error}. Choose a smaller one; the default is {default}."
-                ) from error
-        _fitting.merge_components(network, data, rng)
-        if outcome.interrupted:
-            warnings.warn(
-                f"Training was interrupted: the model is that of epoch {len(outcome.history)}, "
-                "the last one that was completed.",
-                ConvergenceWarning,
-                stacklevel=4,
-            )
-        elif checkpoint is not None:
-            checkpoint.remove()
-        channels, height, width = data.shape
-        if stream and progress:
-            outcome.history[0]["epoch"] = len(self.history_) + 1
-            self.history_ = self.history_ + outcome.history
-        else:
-            self.history_ = outcome.history
-        self._network, self._progress = network, progress_now
-        self._row_shape = data.row_shape
-        self.image_shape_ = (height, width, channels)
-        self.n_iter_ = len(self.history_)
-        self.converged_ = outcome.converged
-        self._fitted_objective = self.objective
-
-    def _open_checkpoint(self, rng: np.random.RandomState) -> Checkpoint | None:
-        """Where training notes how far it has got, and what an earlier one has noted."""
-        if self.checkpoint is None:
-            return None
-        parameters = self.get_params()
-        for name in _WITHOUT_EFFECT:
-            parameters.pop(name, None)
-        # A generator has moved on since.
-        if not isinstance(self.random_state, int | np.integer | None):
-            parameters.pop("random_state")
-        named = {name: repr(value) for name, value in parameters.items()}
-        return Checkpoint(self.checkpoint, self.checkpoint_minutes, named, rng)
-
-    def _fit(
-        self, X: Any, sample_weight: Any = None, y: NDArray[np.int64] | None = None
-    ) -> tuple[Images | None, Images | Stream]:
-        """Check everything and train.
+        Parameters
+        ----------
+        path : str or path-like
 
         Returns
         -------
-        images : Images or None
-            All, if X is an array.
-        data : Images or Stream
-            What was trained on, with labels.
+        estimator
+            Of the class that it was; on its `device` if that is here, else where it can be.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        ValueError
+            If the file is not whole, has been changed, is of another class, or of a later version.
         """
-        self._check_parameters()
-        rng = _distributed.same_random_state(check_random_state(self.random_state))
-        checkpoint = self._open_checkpoint(rng)
-        if checkpoint is not None:
-            rng = checkpoint.rng
-        images, data = self._read_images(X, sample_weight, y, rng)
-        network, progress = self._earlier_training(data)
-        if network is None:
-            network = self._start(data, rng)
-        if checkpoint is not None:
-            checkpoint.check_images(data.identity)
-        self._train(network, progress, data, rng, checkpoint)
-        return images, data
+        try:
+            state = _saving.read(path, cls.__name__)
+            made = cls.__new__(cls)
+            made._check_state(state)
+            made.__setstate__(state)
+            made._try_out()
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # whatever the bytes of a broken file lead to
+            raise ValueError(
+                f"path={str(path)!r} holds no {cls.__name__} that can be loaded "
+                f"({type(error).__name__}: {error}). Give a file that {cls.__name__}.save has "
+                "written."
+            ) from error
+        return made
 
-    def _read_images(
-        self,
-        X: Any,
-        sample_weight: Any,
-        y: NDArray[np.int64] | None,
-        rng: np.random.RandomState,
-    ) -> tuple[Images | None, Images | Stream]:
-        """The images to train on, in one of the forms they may have."""
-        image_shape = check_image_shape(self.image_shape)
-        if y is None and is_stream(X):
-            if sample_weight is not None:
-                raise ValueError(
-                    "sample_weight must be None for X that comes in batches; weights need an array."
-                )
-            batch_size = self.batch_size or OBJECTIVES[self.objective].batch_size
-            return None, Stream(
-                X,
-                lambda batch, first: check_batch(self, batch, image_shape, first=first),
-                batch_size,
-                rng,
-            )
-        images = check_images(self, X, image_shape, reset=True, min_samples=2)
-        if y is not None:
-            check_consistent_length(images.rows, y)
-            images = replace(images, y=y)
-        seen = check_weights(sample_weight, images)
-        if seen.y is not None:
-            seen = _fitting.spread_labels(seen, rng, check_device(self.device))
-        return images, seen
+    def _check_state(self, state: dict[str, Any]) -> None:
+        """Raise an error if a state does not consist of the parameters and of fitted attributes."""
+        parameters = set(self._get_param_names())
+        missing = parameters - set(state)
+        odd = [
+            name
+            for name in set(state) - parameters
+            if name.startswith("__") or callable(getattr(type(self), name, None))
+        ]
+        if missing or odd:
+            raise ValueError(f"it lacks {sorted(missing)} and has {sorted(odd)}")
 
-    def _check_network(self, network: Network) -> None:
-        """Check, before it is trained, that a network can do what the parameters ask for."""
+    def _try_out(self) -> None:
+        """Raise an error if the fitted attributes do not fit each other."""
+        network = self._network
+        n_values = math.prod(network.image_shape)
+        if not n_values == self.n_features_in_ == math.prod(self._row_shape):
+            raise ValueError("its image shapes differ")
+        if not (network.clusters.min() >= 0 and network.clusters.max() < network.n_clusters):
+            raise ValueError("its clusters are out of range")
+        blank = np.zeros((1, n_values), network.shift.numpy().dtype)
+        images = Images(blank, network.image_shape, self._row_shape)
+        scores = self._map(images, lambda network, x: network.cluster_probabilities(x))
+        if not np.isfinite(scores).all() or len(self._predict_images(images)) != 1:
+            raise ValueError("it gives no finite scores")
 
     def _joint_network(self, purpose: str) -> JointNetwork:
         """The fitted network, if it is one density, or an error that says how to get one."""
@@ -355,7 +235,8 @@ class BaseDCGMM(FittedParametersMixin, LayersMixin):
 
         return self._map(images, rows)
 
-    def _labels(self, images: Images) -> NDArray[Any]:
+    def _predict_images(self, images: Images) -> NDArray[Any]:
+        """What `predict` answers."""
         return self._map(images, lambda network, x: network.cluster_probabilities(x).argmax(1))
 
     def _score_images(self, images: Images, method: str, score_layer: int | str) -> FloatArray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from torch import nn
 
 from skdcgmm import _annealing, _distributed, _joint, _layerwise
+from skdcgmm._files import replacing
 from skdcgmm._training import Objective, Standing
 
 # What a file may hold besides tensors and plain values: reading it runs no code of its own.
@@ -134,14 +134,9 @@ class Checkpoint:
             )
 
     def _write(self, state: dict[str, Any]) -> None:
-        # Whoever reads sees the old file or the new one.
         if _distributed.rank() == 0:
-            folder, prefix = self._path.parent, self._path.name + "."
-            with tempfile.NamedTemporaryFile(dir=folder, prefix=prefix, delete=False) as file:
+            with replacing(self._path) as file:
                 torch.save({**state, **self._origin}, file)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(file.name).replace(self._path)
         self._written = time.monotonic()
 
     def remove(self) -> None:

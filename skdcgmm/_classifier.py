@@ -171,10 +171,7 @@ checkpoint, checkpoint_minutes
                 )
             self.classes_ = classes
             self.__dict__.pop("readout_", None)
-            _, seen = self._fit(X, sample_weight, encoded)
-            assert isinstance(seen, Images)
-            if self.readout == "linear":
-                self._fit_readout(seen)
+            self._fit(X, y, sample_weight, encoded)
         return self
 
     def predict(self, X: Any) -> Any:
@@ -189,7 +186,7 @@ checkpoint, checkpoint_minutes
         ndarray of shape (n_samples,)
             A Tensor if X is one and classes are numbers.
         """
-        classes = self._predicted(X)
+        classes = self._predict_images(self._check_fitted_images(X))
         return answer(X, classes) if classes.dtype.kind in "iuf" else classes
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
@@ -205,7 +202,8 @@ checkpoint, checkpoint_minutes
         -------
         float
         """
-        return float(accuracy_score(as_array(y), self._predicted(X), sample_weight=sample_weight))
+        predicted = self._predict_images(self._check_fitted_images(X))
+        return float(accuracy_score(as_array(y), predicted, sample_weight=sample_weight))
 
     def predict_proba(self, X: Any) -> Any:
         """Probability of each class given the image; missing pixels are marginalised.
@@ -311,6 +309,11 @@ checkpoint, checkpoint_minutes
     def _check_network(self, network: Network) -> None:
         self._mixture_names(network, "readout_layers", self.readout_layers)
 
+    def _finish(self, data: Images | Stream) -> None:
+        if self.readout == "linear":
+            assert isinstance(data, Images)
+            self._fit_readout(data)
+
     def _fit_readout(self, images: Images) -> None:
         assert images.y is not None
         labelled = images.take(np.flatnonzero(images.y >= 0)) if (images.y < 0).any() else images
@@ -329,8 +332,8 @@ checkpoint, checkpoint_minutes
         self.readout_ = LogisticRegression(max_iter=1000)
         self.readout_.fit(features, y, weight)
 
-    def _predicted(self, X: Any) -> NDArray[Any]:
-        probabilities = self._class_probabilities(self._check_fitted_images(X))
+    def _predict_images(self, images: Images) -> NDArray[Any]:
+        probabilities = self._class_probabilities(images)
         predicted: NDArray[Any] = self.classes_[probabilities.argmax(1)]
         return predicted
 

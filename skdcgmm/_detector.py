@@ -13,8 +13,9 @@ from sklearn.utils import check_random_state
 from torch import Tensor
 
 from skdcgmm import _distributed
-from skdcgmm._base import SCORE_METHODS, BaseDCGMM, check_deep, check_joint
+from skdcgmm._base import SCORE_METHODS, check_deep, check_joint
 from skdcgmm._images import FloatArray, Images
+from skdcgmm._learning import LearningDCGMM
 from skdcgmm._network import Network
 from skdcgmm._outliers import CALIBRATIONS, N_CALIBRATION, Calibration, views
 from skdcgmm._stream import Stream
@@ -22,7 +23,7 @@ from skdcgmm._tree import JointNetwork
 from skdcgmm._validation import answer, check_number
 
 
-class DCGMMOutlierDetector(OutlierMixin, BaseDCGMM):
+class DCGMMOutlierDetector(OutlierMixin, LearningDCGMM):
     """Outlier detection by a deep convolutional Gaussian mixture model.
 
     The density of a deep stack alone is a poor detector: a simple image, whatever it shows, is
@@ -140,9 +141,7 @@ checkpoint, checkpoint_minutes
             stays as it is.
         """
         with self._unchanged_on_failure():
-            _, data = self._fit(X)
-            rng = _distributed.same_random_state(check_random_state(self.random_state))
-            self._calibrate(data, rng)
+            self._fit(X, y)
         return self
 
     def calibrate(self, X: Any, score_method: str | None = None) -> Self:
@@ -214,9 +213,7 @@ checkpoint, checkpoint_minutes
         ndarray or Tensor of shape (n_samples,)
             -1 for outliers, 1 for the others.
         """
-        scores = self._scores(self._check_fitted_images(X))
-        labels: NDArray[np.int64] = np.where(scores < self.offset_, -1, 1)
-        return answer(X, labels)
+        return answer(X, self._predict_images(self._check_fitted_images(X)))
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
@@ -226,6 +223,13 @@ checkpoint, checkpoint_minutes
 
     def _check_network(self, network: Network) -> None:
         self._resolved_method(network)
+
+    def _finish(self, data: Images | Stream) -> None:
+        rng = _distributed.same_random_state(check_random_state(self.random_state))
+        self._calibrate(data, rng)
+
+    def _predict_images(self, images: Images) -> NDArray[Any]:
+        return np.where(self._scores(images) < self.offset_, -1, 1)
 
     def _resolved_method(self, network: Network) -> str:
         """The score method that "auto" stands for; an error if the stack does not have the one."""

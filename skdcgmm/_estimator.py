@@ -230,10 +230,10 @@ class DCGMMEstimator(
         last complete epoch.
         """
         with self._unchanged_on_failure():
-            images, _ = self._fit(X, sample_weight)
+            images, _ = self._fit(X, y, sample_weight)
             self.__dict__.pop("labels_", None)
             if images is not None:
-                self.labels_ = self._labels(images)
+                self.labels_ = self._predict_images(images)
         return self
 
     def fit_predict(self, X: Any, y: Any = None, **kwargs: Any) -> NDArray[Any]:
@@ -272,7 +272,7 @@ class DCGMMEstimator(
         ndarray or Tensor of shape (n_samples,)
         """
         images = self._check_fitted_images(X)
-        return answer(X, self._labels(images))
+        return answer(X, self._predict_images(images))
 
     def predict_proba(self, X: Any) -> Any:
         """Responsibilities of the clusters for each image.

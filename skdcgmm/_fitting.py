@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -18,10 +18,11 @@ from skdcgmm._gaussian import exact_products
 from skdcgmm._images import Images, sample_size
 from skdcgmm._merging import merge
 from skdcgmm._network import Network
+from skdcgmm._reporting import Report
 from skdcgmm._stream import Stream
-from skdcgmm._training import OBJECTIVES, HistoryRow, Outcome, Standing, train
+from skdcgmm._training import OBJECTIVES, Outcome, Standing, train
 from skdcgmm._validation import make_generator
-from skdcgmm.layers import ConvGMM
+from skdcgmm.layers import ConvGMM, LayerSpec, Shape
 
 # Images enter the layers with this variance, about that of images in 0-1, for which the published
 # constants were made.
@@ -48,55 +49,83 @@ class Settings(NamedTuple):
     validation_fraction: float | None
 
 
-def build_stack(
+class Plan(NamedTuple):
+    """The layers of a stack, and how many clusters their top components are merged into."""
+
+    layers: list[tuple[str, LayerSpec]]
+    n_merged: int | None = None
+
+
+def plan_stack(
     layers: Any,
     n_components: int | None,
-    images: Images | Stream,
+    shape: Shape,
+    n_images: int,
     reserved: set[str],
     objective: str,
-) -> Network:
-    """Build the network that the parameters `layers` and `n_components` ask for.
+) -> Plan:
+    """The stack that the parameters `layers` and `n_components` ask for.
 
     Raises
     ------
     ValueError, TypeError
-        If they ask for no possible stack, or for more components than the images can feed.
+        If they ask for no possible one.
     """
     joint = objective == "joint"
     auto = isinstance(layers, str) and layers == "auto"
     if auto:
         choose = _presets.auto if joint else _presets.auto_layerwise
-        named = name_layers(choose(images.shape, images.n_images))
+        named = name_layers(choose(shape, n_images))
     elif isinstance(layers, str):
-        named = name_layers(_presets.preset(layers, images.shape))
+        named = name_layers(_presets.preset(layers, shape))
     else:
         named = [(name, clone(spec)) for name, spec in check_layers(layers, reserved)]
     top = named[-1][1]
-    # Few components of a deep stack of our choice would tell little apart: merge many.
-    n_merged = None
     if n_components is not None and isinstance(top, ConvGMM):
+        # Few components of a deep stack of our choice would tell little apart: merge many.
         if auto and joint and len(named) > 1 and n_components < top.n_components:
-            n_merged = n_components
-        else:
-            top.set_params(n_components=n_components)
+            return Plan(named, n_components)
+        top.set_params(n_components=n_components)
+    return Plan(named)
+
+
+def build_stack(
+    plan: Plan, images: Images | Stream, objective: str, *, overridden: bool
+) -> Network:
+    """Build the network of a plan for some images.
+
+    `overridden` says whether the number of top components is the estimator's `n_components`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If the layers do not fit, or have more components than the images can feed.
+    """
+    joint = objective == "joint"
     # First without memory: a component too many may be a million too many.
-    with torch.device("meta"):
-        _check_components(_build.build(named, images.shape, joint=joint), images, n_components)
+    _check_components(outline(plan, images.shape, objective), images, overridden=overridden)
     with torch.device("cpu"):
-        network = _build.build(named, images.shape, joint=joint)
-    if n_merged is not None:
-        network.n_clusters = n_merged
+        network = _build.build(plan.layers, images.shape, joint=joint)
+    if plan.n_merged is not None:
+        network.n_clusters = plan.n_merged
     return network
 
 
-def _check_components(network: Network, images: Images | Stream, n_components: int | None) -> None:
+def outline(plan: Plan, shape: Shape, objective: str) -> Network:
+    """The network of a plan without memory for its numbers."""
+    with torch.device("meta"):
+        return _build.build(plan.layers, shape, joint=objective == "joint")
+
+
+def _check_components(network: Network, images: Images | Stream, *, overridden: bool) -> None:
     for name, layer in network.mixtures.items():
         n_windows = images.n_images * int(np.prod(layer.output_shape[1:])) // layer.n_mixtures
         if layer.n_components > n_windows:
-            overridden = layer is network.top and n_components is not None
+            own = overridden and layer is network.top
+            parameter = "n_components" if own else f"{name}__n_components"
             raise ValueError(
-                f"{'n_components' if overridden else f'{name}__n_components'} must be at most "
-                f"{n_windows}, the number of windows that a mixture sees in {images.n_images} "
+                f"{parameter} must be at most {n_windows}, the number of windows that a mixture "
+                f"sees in {images.n_images} "
                 f"images; got {layer.n_components}. Choose fewer components or fit more images."
             )
 
@@ -153,11 +182,19 @@ def initialise(
 
 
 def merge_components(network: Network, images: Images | Stream, rng: np.random.RandomState) -> None:
-    """Merge the top components, by some of the images, if clusters are to be fewer."""
+    """Merge the top components, by some of the images, if clusters are to be fewer.
+
+    Raises
+    ------
+    FloatingPointError
+        If training has led to parameters without finite scores.
+    """
     if network.n_clusters == network.top.n_components:
         return
     some = images.sample(sample_size(images.shape), rng)
     scores = some.map(lambda x: network.scores(x), network.scale, network.numbers_per_image)
+    if not np.isfinite(scores).all():
+        raise FloatingPointError("images have no finite scores")
     clusters = merge(scores, network.n_clusters, some.weight)
     network.clusters = torch.from_numpy(clusters).to(network.clusters)
 
@@ -200,7 +237,7 @@ def train_network(
     settings: Settings,
     *,
     stream: bool = False,
-    on_epoch: Callable[[HistoryRow], None],
+    report: Report,
     checkpoint: Checkpoint | None = None,
 ) -> Result:
     """Train a network in place on all images, or go once over a chunk of a stream.
@@ -216,8 +253,8 @@ def train_network(
     settings : Settings
     stream : bool
         Whether the images are a chunk of a stream.
-    on_epoch : callable
-        Called with the history row of each epoch.
+    report : Report
+        Told of each epoch.
     checkpoint : Checkpoint or None
         Where to note how far training has got; it goes on from what an earlier one has noted.
 
@@ -241,10 +278,12 @@ def train_network(
     if checkpoint is not None and (earlier := checkpoint.restore(network, rng)) is not None:
         progress, standing = earlier
     training = defaults.objective(network, n_steps, rate, progress)
+    report.start(1 if stream else max_epochs, standing.history)
 
     def batches() -> Iterable[Batch]:
         if checkpoint is not None:
             checkpoint.start_epoch(rng)
+        report.begin_epoch()
         return epochs.batches()
 
     def on_step(reached: Standing) -> None:
@@ -260,7 +299,7 @@ def train_network(
             max_epochs=1 if stream else max_epochs,
             tol=settings.tol,
             n_iter_no_change=settings.n_iter_no_change,
-            on_epoch=on_epoch,
+            on_epoch=report.end_epoch,
             on_step=on_step,
             standing=standing,
         )

@@ -11,8 +11,9 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from skdcgmm import _generation
-from skdcgmm._base import SCORE_METHODS, BaseDCGMM
+from skdcgmm._base import SCORE_METHODS
 from skdcgmm._images import Images
+from skdcgmm._learning import LearningDCGMM
 from skdcgmm._network import Network
 from skdcgmm._tree import JointNetwork
 from skdcgmm._validation import (
@@ -32,7 +33,7 @@ _DEEP_TEMPERATURE = 0.1
 _PICTURE_TOP_S = 2
 
 
-class GenerativeDCGMM(BaseDCGMM):
+class GenerativeDCGMM(LearningDCGMM):
     """Densities of images, draws from the fitted stack, and their sharpening."""
 
     def _sample(

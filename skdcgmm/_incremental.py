@@ -59,7 +59,7 @@ class IncrementalDCGMM(GenerativeDCGMM):
                 seen = check_weights(sample_weight, images)
                 network, progress = self._start(seen, rng), None
             self._train(network, progress, seen, rng, stream=True)
-            self.labels_ = self._labels(images)
+            self.labels_ = self._predict_images(images)
         return self
 
     def reset_annealing(self, fraction: float = 1.0) -> Self:

@@ -118,11 +118,11 @@ def train(
     max_epochs: int,
     tol: float,
     n_iter_no_change: int,
-    on_epoch: Callable[[HistoryRow], None],
+    on_epoch: Callable[[HistoryRow], bool],
     on_step: Callable[[Standing], None],
     standing: Standing,
 ) -> Outcome:
-    """Go through the epochs until the objective stands still, or the user presses Ctrl-C.
+    """Go through the epochs until the objective stands still, or the user ends them.
 
     Parameters
     ----------
@@ -138,7 +138,7 @@ def train(
         Training ends when the value has not risen by more than `tol` for this many epochs since
         annealing ended.
     on_epoch : callable
-        Called with the history row of each epoch.
+        Called with the history row of each epoch; training ends if it says so.
     on_step : callable
         Called after each step with how far the epochs have got.
     standing : Standing
@@ -176,12 +176,14 @@ def train(
                 raise FloatingPointError(f"the loss is {value} after epoch {epoch}")
             torch._foreach_copy_(of_last_epoch, parameters)
             history.append(row)
-            on_epoch(row)
+            stop = on_epoch(row)
             if objective.annealed:
                 stale = 0 if value > best + tol else stale + 1
                 best = max(best, value)
             if stale >= n_iter_no_change:
                 return Outcome(history, converged=True)
+            if stop:
+                break
     except KeyboardInterrupt:
         # Several processes would not stop at the same step.
         if len(history) == len(standing.history) or _distributed.n_processes() > 1:

@@ -43,6 +43,11 @@ class Layer(nn.Module):
         self.output_shape: Shape = (n_channels, *grid_size(input_shape[1:], kernel, stride))
         self.window_area = mean_window_area(input_shape[1:], kernel, stride)
 
+    @property
+    @abstractmethod
+    def spec(self) -> LayerSpec:
+        """Parameters from which the layer can be built anew, with all sizes spelt out."""
+
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
         """Map an input (N, *input_shape) to the next layer's (N, *output_shape)."""

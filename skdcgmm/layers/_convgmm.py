@@ -77,7 +77,25 @@ class ConvGMM(LayerSpec):
     def build(
         self, name: str, input_shape: Shape, emission: EmissionFactory | None = None
     ) -> MixtureLayer:
-        """Make the torch module for an input of shape (channels, height, width)."""
+        """Make the torch module.
+
+        Parameters
+        ----------
+        name : str
+            Of the layer, for messages.
+        input_shape : (channels, height, width)
+        emission : callable, default=None
+            What makes what the components emit; None makes the Gaussians of the published recipe.
+
+        Returns
+        -------
+        MixtureLayer
+
+        Raises
+        ------
+        ValueError, TypeError
+            If a parameter does not fit; the message names it.
+        """
         n_components = check_positive(f"{name}__n_components", self.n_components)
         kernel = check_kernel(f"{name}__kernel_size", self.kernel_size, input_shape[1:])
         stride = kernel if self.stride is None else check_pair(f"{name}__stride", self.stride)
@@ -109,6 +127,17 @@ class MixtureLayer(Layer):
         self.emission = emission
         self.logits: nn.Parameter | None = nn.Parameter(
             torch.zeros(emission.n_components, *emission.positions)
+        )
+
+    @property
+    def spec(self) -> ConvGMM:
+        """Parameters from which the layer can be built anew."""
+        return ConvGMM(
+            self.n_components,
+            self.kernel,
+            self.stride,
+            COVARIANCE_TYPES[self.emission.spherical],
+            shared=self.emission.positions == (1, 1),
         )
 
     @property

@@ -51,7 +51,25 @@ class MaxPool(LayerSpec):
     def build(
         self, name: str, input_shape: Shape, emission: EmissionFactory | None = None
     ) -> PoolLayer:
-        """Make the torch module for an input of shape (channels, height, width)."""
+        """Make the torch module.
+
+        Parameters
+        ----------
+        name : str
+            Of the layer, for messages.
+        input_shape : (channels, height, width)
+        emission : callable, default=None
+            Not used.
+
+        Returns
+        -------
+        PoolLayer
+
+        Raises
+        ------
+        ValueError, TypeError
+            If a parameter does not fit; the message names it.
+        """
         kernel = check_kernel(f"{name}__kernel_size", self.kernel_size, input_shape[1:])
         stride = kernel if self.stride is None else check_pair(f"{name}__stride", self.stride)
         return PoolLayer(input_shape, input_shape[0], kernel, stride)
@@ -59,6 +77,11 @@ class MaxPool(LayerSpec):
 
 class PoolLayer(Layer):
     """The torch module of `MaxPool`."""
+
+    @property
+    def spec(self) -> MaxPool:
+        """Parameters from which the layer can be built anew."""
+        return MaxPool(self.kernel, self.stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """The largest value in each window; the border's zeros never win over a responsibility."""

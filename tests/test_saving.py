@@ -1,0 +1,263 @@
+"""Files of fitted estimators: what comes back, and what broken or hostile ones do."""
+
+import json
+import pickle
+import struct
+
+import joblib
+import numpy as np
+import pytest
+import skops.io
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.numpy import save_file
+from sklearn.exceptions import NotFittedError
+
+from skdcgmm import (
+    ConvGMM,
+    DCGMMClassifier,
+    DCGMMEstimator,
+    DCGMMOutlierDetector,
+    MaxPool,
+    _saving,
+)
+
+IMAGES = {"image_shape": (8, 8), "max_epochs": 2, "random_state": 0}
+PARTS = [("parts", ConvGMM(9, 4, 2)), MaxPool(2), ConvGMM(5, covariance_type="spherical")]
+
+
+def labels(y):
+    return np.array(["no", "yes"], dtype=object)[y % 2]
+
+
+ESTIMATORS = {
+    "merged": lambda: DCGMMEstimator(5, **IMAGES),
+    "layerwise": lambda: DCGMMEstimator(objective="layerwise", layers=PARTS, **IMAGES),
+    "features": lambda: DCGMMEstimator(
+        3, max_epochs=2, reg_covar=np.float64(0.1), random_state=np.random.RandomState(0)
+    ),
+    "detector": lambda: DCGMMOutlierDetector(**IMAGES),
+    "flat detector": lambda: DCGMMOutlierDetector(layers=[ConvGMM(4)], **IMAGES),
+    "classifier": lambda: DCGMMClassifier(**IMAGES),
+    "linear": lambda: DCGMMClassifier(readout="linear", **IMAGES),
+}
+
+
+@pytest.fixture(scope="module", params=ESTIMATORS)
+def fitted(request, digits):
+    return ESTIMATORS[request.param]().fit(digits[0][:300], labels(digits[1][:300]))
+
+
+@pytest.fixture(scope="module")
+def saved(digits, tmp_path_factory):
+    """The bytes of a file, and its estimator."""
+    path = tmp_path_factory.mktemp("saved") / "model"
+    est = ESTIMATORS["merged"]().fit(digits[0][:100])
+    est.save(path)
+    return path.read_bytes(), est
+
+
+def plain(parameters):
+    """Parameters by what they say; generators by their state."""
+    return {
+        name: repr(value.get_state()) if hasattr(value, "get_state") else repr(value)
+        for name, value in parameters.items()
+    }
+
+
+def by_file(est, path):
+    est.save(path / "model.safetensors")
+    return type(est).load(path / "model.safetensors")
+
+
+def by_joblib(est, path):
+    joblib.dump(est, path / "model.joblib")
+    return joblib.load(path / "model.joblib")
+
+
+def by_skops(est, path):
+    data = skops.io.dumps(est)
+    trusted = skops.io.get_untrusted_types(data=data)
+    assert all(name.startswith("skdcgmm.") for name in trusted)
+    return skops.io.loads(data, trusted=trusted)
+
+
+def by_pickle(est, path):
+    return pickle.loads(pickle.dumps(est))
+
+
+@pytest.mark.parametrize("way", [by_file, by_joblib, by_skops, by_pickle])
+def test_what_comes_back_is_what_went(fitted, digits, tmp_path, way):
+    X = digits[0][300:400]
+    back = way(fitted, tmp_path)
+    assert type(back) is type(fitted)
+    assert plain(back.get_params()) == plain(fitted.get_params())
+    assert set(vars(back)) == set(vars(fitted))
+    assert repr(back.history_) == repr(fitted.history_)
+    np.testing.assert_array_equal(back.predict(X), fitted.predict(X))
+    assert back.predict(X).dtype == fitted.predict(X).dtype
+    for name, means in fitted.means_.items():
+        np.testing.assert_array_equal(back.means_[name], means)
+    if getattr(fitted, "objective", "joint") == "joint":
+        np.testing.assert_allclose(back.score_samples(X), fitted.score_samples(X), rtol=1e-6)
+
+
+def test_a_stream_goes_on_in_another_process(digits, tmp_path):
+    X = digits[0]
+    est = DCGMMEstimator(5, **IMAGES).partial_fit(X[:500])
+    back = by_file(est, tmp_path)
+    assert back.partial_fit(X[500:900]).score(X) == est.partial_fit(X[500:900]).score(X)
+
+
+def test_column_names_and_output_format_are_kept(digits, tmp_path):
+    pandas = pytest.importorskip("pandas")
+    X = pandas.DataFrame(digits[0][:100], columns=[f"pixel{i}" for i in range(64)])
+    est = DCGMMEstimator(3, **IMAGES).set_output(transform="pandas").fit(X)
+    back = by_file(est, tmp_path)
+    assert list(back.feature_names_in_) == list(X.columns)
+    pandas.testing.assert_frame_equal(back.transform(X), est.transform(X))
+
+
+def test_the_file_is_one_of_safetensors_with_json(saved, tmp_path):
+    path = tmp_path / "model"
+    path.write_bytes(saved[0])
+    with safe_open(path, framework="np") as file:
+        content = json.loads(file.metadata()["skdcgmm"])
+        means = file.get_tensor("_network.arrays.layers.0.emission.means")
+    assert content["state"]["max_epochs"] == 2
+    np.testing.assert_array_equal(means, saved[1]._network.first.gaussian.means.detach())
+
+
+def test_an_unfitted_estimator_has_nothing_to_save(tmp_path):
+    with pytest.raises(NotFittedError):
+        DCGMMEstimator().save(tmp_path / "model")
+
+
+def test_what_is_no_plain_value_is_named_and_the_old_file_stays(saved, tmp_path):
+    path = tmp_path / "model"
+    path.write_bytes(saved[0])
+    est = pickle.loads(pickle.dumps(saved[1]))
+    est.verbose = {1, 2}
+    with pytest.raises(TypeError, match=r"verbose cannot be saved: it is a set.*or use pickle"):
+        est.save(path)
+    assert path.read_bytes() == saved[0]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="save has written"):
+        DCGMMEstimator.load(tmp_path / "nothing")
+
+
+def refused(path, data, match=""):
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=rf"(?s)path=.*{match}.*DCGMMEstimator\.save has written"):
+        DCGMMEstimator.load(path)
+
+
+@given(share=st.floats(0, 1, exclude_max=True))
+def test_truncated_files(saved, tmp_path_factory, share):
+    data = saved[0]
+    refused(tmp_path_factory.getbasetemp() / "truncated", data[: int(share * len(data))])
+
+
+@given(share=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_a_changed_bit(saved, tmp_path_factory, share, bit):
+    data = bytearray(saved[0])
+    # Spaces at the end of the header say nothing.
+    n_header = struct.unpack("<Q", data[:8])[0]
+    position = int(share * len(data))
+    if position < 8 + n_header and data[position : 8 + n_header].strip() == b"":
+        position = 0
+    data[position] ^= 1 << bit
+    refused(tmp_path_factory.getbasetemp() / "changed", bytes(data))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\0" * 100, b"not a model", pickle.dumps({"a": 1}), b"\xff" * 8 + b"{}"],
+    ids=["empty", "zeros", "text", "pickle", "huge header"],
+)
+def test_files_of_another_kind(tmp_path, data):
+    refused(tmp_path / "other", data)
+
+
+def test_a_file_of_another_class(saved, tmp_path):
+    path = tmp_path / "model"
+    path.write_bytes(saved[0])
+    with pytest.raises(ValueError, match=r"holds a DCGMMEstimator: call DCGMMEstimator\.load"):
+        DCGMMClassifier.load(path)
+
+
+def test_a_file_of_other_tensors(tmp_path):
+    save_file({"a": np.zeros(3)}, tmp_path / "model")
+    refused(tmp_path / "model", (tmp_path / "model").read_bytes(), "not written by skdcgmm")
+
+
+def at(content, path):
+    for key in path[:-1]:
+        content = content[key]
+    return content, path[-1]
+
+
+NETWORK = ("state", "_network", "items")
+FIRST_LAYER = (*NETWORK, "layers", "items", 0, "items", 1)
+DEEP = "[" * 100_000 + "]" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "match"),
+    [
+        (("format",), 2, "format is 2, not 1: update"),
+        (("state", "tol"), {"type": "object", "cls": "Popen", "state": {}}, "Popen"),
+        (("state", "tol"), {"type": "call", "name": "os.system"}, "no kind of value"),
+        (("state", "predict"), "mine", r"has \['predict'\]"),
+        (("state", "__class__"), "mine", r"has \['__class__'\]"),
+        (("state", "n_features_in_"), 63, "image shapes differ"),
+        (("state", "_row_shape", "items"), [65], "image shapes differ"),
+        ((*NETWORK, "n_clusters"), 3, "out of range"),
+        ((*FIRST_LAYER, "state", "n_components"), 10**12, "size mismatch"),
+        ((*FIRST_LAYER, "state", "kernel_size"), 3, ""),
+        ((*FIRST_LAYER, "cls"), "MaxPool", ""),
+        (FIRST_LAYER, None, ""),
+        ((*NETWORK, "image_shape", "items"), [1, 10**9, 10**9], ""),
+        ((*NETWORK, "joint"), False, ""),
+        ((*NETWORK, "n_classes"), 3, ""),
+        (("state", "_network"), None, ""),
+        (("state",), {}, "it lacks"),
+    ],
+)
+def test_hostile_files_with_a_right_digest(saved, tmp_path, path, value, match):
+    (tmp_path / "model").write_bytes(saved[0])
+    with safe_open(tmp_path / "model", framework="np") as file:
+        content = json.loads(file.metadata()["skdcgmm"])
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    inside, key = at(content, path)
+    inside[key] = value
+    rewrite(tmp_path / "model", json.dumps(content), arrays)
+    refused(tmp_path / "model", (tmp_path / "model").read_bytes(), match)
+
+
+@pytest.mark.parametrize("text", [DEEP, "[]", "{", "null", '{"format": 1}'])
+def test_hostile_headers(tmp_path, text):
+    rewrite(tmp_path / "model", text, {})
+    refused(tmp_path / "model", (tmp_path / "model").read_bytes())
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_numbers_that_are_none(saved, tmp_path, value):
+    (tmp_path / "model").write_bytes(saved[0])
+    with safe_open(tmp_path / "model", framework="np") as file:
+        text = file.metadata()["skdcgmm"]
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    arrays["_network.arrays.layers.0.emission.means"] = np.full_like(
+        arrays["_network.arrays.layers.0.emission.means"], value
+    )
+    rewrite(tmp_path / "model", text, arrays)
+    refused(tmp_path / "model", (tmp_path / "model").read_bytes(), "no finite scores")
+
+
+def rewrite(path, text, arrays):
+    digest = _saving._digest(text, arrays)
+    save_file(arrays, path, {"skdcgmm": text, "digest": digest})

@@ -38,12 +38,23 @@ class Progress(NamedTuple):
         State of the optimizer by parameter, on the CPU.
     losses : (float, int)
         Sum and number of those since the last report.
+    tempered : bool
+        Whether it begins with a tempered posterior.
     """
 
     steps: int
     n_steps: int
     optimizer: list[dict[str, Tensor]]
     losses: State
+    tempered: bool = True
+
+    def again(self) -> Progress:
+        """Where another training of the same network begins.
+
+        With a new cycle of the rate, but untempered: components that have settled would have to do
+        so again.
+        """
+        return Progress(0, self.n_steps, [], (0.0, 0), tempered=False)
 
 
 class Joint:
@@ -72,12 +83,14 @@ class Joint:
         self._network = network
         self._n_steps, self._learning_rate = n_steps, learning_rate
         self._steps = 0
+        self._tempered = _tempers(network)
         self._since_report = RunningMean(network.scale)
         self._optimizer = torch.optim.Adam(
             network.parameters(), lr=learning_rate, betas=_BETAS, maximize=True, fused=True
         )
         if progress is not None:
             self._steps = round(progress.steps / progress.n_steps * n_steps)
+            self._tempered = progress.tempered
             self._since_report = RunningMean(network.scale, progress.losses)
             state = self._optimizer.state_dict()
             # A copy: the earlier training may be taken up again should this one fail.
@@ -92,11 +105,13 @@ class Joint:
             {name: value.to("cpu", copy=True) for name, value in by_parameter[index].items()}
             for index in sorted(by_parameter)
         ]
-        return Progress(self._steps, self._n_steps, states, self._since_report.state)
+        losses = self._since_report.state
+        return Progress(self._steps, self._n_steps, states, losses, self._tempered)
 
     def reopen(self, fraction: float) -> None:
         """Go back by a fraction of the planned steps from their end, as far as they are done."""
         self._steps = min(self._steps, round((1 - fraction) * self._n_steps))
+        self._tempered = _tempers(self._network)
 
     @property
     def annealed(self) -> bool:
@@ -106,7 +121,7 @@ class Joint:
     def step(self, batch: Batch) -> None:
         """One step of gradient ascent."""
         done = self._steps / self._n_steps
-        temperature = max(1.0, _TEMPERATURE ** (1 - done / _TEMPERING))
+        temperature = max(1.0, _TEMPERATURE ** (1 - done / _TEMPERING)) if self._tempered else 1.0
         for group in self._optimizer.param_groups:
             group["lr"] = self._learning_rate * _annealing.one_cycle(done)
         values = self._network.log_prob(
@@ -131,3 +146,11 @@ class Joint:
     def report(self) -> dict[str, float]:
         """Mean of what steps have raised, tempered as it was, since the last report."""
         return {"loss": self._since_report.take()}
+
+
+def _tempers(network: JointNetwork) -> bool:
+    """Whether training begins with a tempered posterior.
+
+    Components of few features, whose scores differ by a few nats, would all become the same.
+    """
+    return network.image_shape[1:] != (1, 1)

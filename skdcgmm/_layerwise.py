@@ -57,6 +57,10 @@ class Progress(NamedTuple):
     steps: int
     layers: dict[str, LayerProgress]
 
+    def again(self) -> Progress:
+        """Where another training of the same network begins: annealing goes on."""
+        return self
+
 
 class _LayerTraining:
     """One mixture layer's loss, schedule and running sums."""

@@ -10,7 +10,9 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 
+import numpy as np
 import torch
+from sklearn.cluster import kmeans_plusplus
 from torch import Tensor, nn
 
 from skdcgmm import _gaussian, _windows
@@ -77,9 +79,15 @@ class Emission(nn.Module):
 
         Parts of the input are drawn with probability proportional to the squared distance from the
         mean window: most windows at a border are blank, and components that start there would never
-        leave. Whole inputs are drawn evenly, since far ones may be outliers.
+        leave. Whole images are drawn evenly, since far ones may be outliers; rows of plain features
+        by k-means++, since few features leave little room to move past another component.
         """
         whole = len(windows) == 1
+        if whole and self.kernel == (1, 1):
+            rows = windows[0].cpu().numpy()
+            seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
+            _, picked = kmeans_plusplus(rows, min(self.n_components, len(rows)), random_state=seed)
+            return windows[:, np.resize(picked, self.n_components)]
         windows = windows.reshape(math.prod(self.positions), -1, windows.shape[2])  # (P, M, D)
         distance = (windows - windows.mean(1, keepdim=True)).square().sum(2)  # (P, M)
         weights = distance + _SEED_FLOOR * distance.mean(1, keepdim=True) + 1e-12  # (P, M)

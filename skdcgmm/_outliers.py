@@ -8,7 +8,6 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
-from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
@@ -53,9 +52,9 @@ class Calibration(ABC):
         statistics = statistics.astype(np.float64)
         self._rounding = _NEGLIGIBLE * float(np.median(np.abs(statistics[:, 0]).max(1)))
         self._spread = max(float(_contrasts(statistics).std()), self._rounding, _TINY)
-        self._typical = _Density(_profile(statistics), self._rounding, rng)
-        self._together = _Sum(_gains(statistics), self._rounding)
-        self._total = _Sum(self._terms(statistics), self._rounding)
+        self._typical = Density(_profile(statistics), self._rounding, rng)
+        self._together = Sum(_gains(statistics), self._rounding)
+        self._total = Sum(self._terms(statistics), self._rounding)
         return self
 
     def score(self, statistics: FloatArray) -> FloatArray:
@@ -114,7 +113,7 @@ class Surprise(Calibration):
         )
 
 
-class _Sum:
+class Sum:
     """Sum of columns, each in standard deviations from its mean."""
 
     def __init__(self, columns: FloatArray, rounding: float) -> None:
@@ -128,22 +127,31 @@ class _Sum:
         return total
 
 
-class _Density:
+class Density:
     """Log density of rows under a mixture of training rows, whitened."""
 
     def __init__(self, rows: FloatArray, rounding: float, rng: np.random.RandomState) -> None:
-        spread = np.sqrt(PCA().fit(rows).explained_variance_)
+        self._mean = rows.mean(0)
+        _, singular, directions = np.linalg.svd(rows - self._mean, full_matrices=False)
+        spread = singular / np.sqrt(len(rows) - 1)
         # Directions in which statistics do not differ hold rounding errors.
-        n_directions = max(1, int((spread > rounding).sum()))
-        self._whiten = PCA(n_directions, whiten=True, svd_solver="full")
+        kept = spread > rounding
+        self._whitening = directions[kept].T / spread[kept]  # (statistics, directions)
         n_components = max(1, min(_N_COMPONENTS, len(rows) // 100))
         self._mixture = GaussianMixture(
             n_components, reg_covar=_REG_COVAR, max_iter=1000, random_state=rng
         )
-        self._mixture.fit(self._whiten.fit_transform(rows))
+        if kept.any():
+            self._mixture.fit(self._whiten(rows))
+
+    def _whiten(self, rows: FloatArray) -> FloatArray:
+        white: FloatArray = (rows - self._mean) @ self._whitening
+        return white
 
     def __call__(self, rows: FloatArray) -> FloatArray:
-        log_prob: FloatArray = self._mixture.score_samples(self._whiten.transform(rows))
+        if not self._whitening.size:  # all training rows are equal
+            return np.zeros(len(rows))
+        log_prob: FloatArray = self._mixture.score_samples(self._whiten(rows))
         return log_prob
 
 

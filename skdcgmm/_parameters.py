@@ -152,7 +152,7 @@ class FittedParametersMixin:
     def clusters_(self) -> NDArray[np.integer[Any]]:
         """The cluster of each top component."""
         check_is_fitted(self)
-        return self._network.clusters.cpu().numpy()
+        return self._network.clusters.cpu().numpy().copy()
 
     @property
     def cluster_centers_(self) -> FloatArray:

@@ -60,10 +60,10 @@ def check_images(
             "data loaders and datasets: give an array of their images, or each batch."
         )
     try:
-        if not hasattr(X, "ndim"):
+        if not (hasattr(X, "ndim") or _is_frame(X)):
             X = np.asarray(X)
         row_shape = None
-        if X.ndim in (3, 4):
+        if getattr(X, "ndim", 2) in (3, 4):
             X = np.asarray(X)
             row_shape = X.shape[1:]
             image_shape = _check_trailing(row_shape, image_shape)
@@ -152,8 +152,15 @@ def _check_trailing(trailing: tuple[int, ...], image_shape: Shape | None) -> Sha
     return shape
 
 
-def _exact_in_float32(X: object) -> bool:
+def _is_frame(X: Any) -> bool:
+    """Whether X is a data frame, as of pandas or polars."""
+    return hasattr(X, "head") and hasattr(X, "to_numpy")
+
+
+def _exact_in_float32(X: Any) -> bool:
     """Whether X is of a type that float32 holds exactly."""
+    if _is_frame(X):
+        X = X.head(0).to_numpy()  # of the type that all columns have in common
     dtype = getattr(X, "dtype", None)
     if not isinstance(dtype, np.dtype) or not dtype.isnative:
         return False

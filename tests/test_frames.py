@@ -1,0 +1,89 @@
+"""Data frames and tensors in, the same out."""
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+import torch
+
+from skdcgmm import DCGMMClassifier, DCGMMEstimator, DCGMMOutlierDetector
+
+IMAGES = {"image_shape": (8, 8), "max_epochs": 2, "random_state": 0}
+NAMES = [f"pixel{i}" for i in range(64)]
+FRAMES = {
+    "pandas": lambda X: pd.DataFrame(X, columns=NAMES),
+    "polars": lambda X: pl.DataFrame(X, schema=NAMES),
+}
+
+
+@pytest.fixture(scope="module", name="X")
+def some_digits(digits):
+    return digits[0][:200]
+
+
+@pytest.fixture(scope="module")
+def plain(X):
+    return DCGMMEstimator(4, **IMAGES).fit(X)
+
+
+@pytest.mark.parametrize("kind", FRAMES)
+@pytest.mark.parametrize(
+    "cls", [DCGMMEstimator, DCGMMClassifier, DCGMMOutlierDetector], ids=lambda cls: cls.__name__
+)
+def test_frames_are_arrays_with_names(X, digits, kind, cls):
+    y = digits[1][:200]
+    frame = FRAMES[kind](X)
+    est, named = cls(**IMAGES).fit(X, y), cls(**IMAGES).fit(frame, y)
+    assert list(named.feature_names_in_) == NAMES
+    np.testing.assert_array_equal(named.score_samples(frame), est.score_samples(X))
+    np.testing.assert_array_equal(named.predict(frame), est.predict(X))
+    with pytest.raises(ValueError, match="feature names"):
+        named.predict(frame[NAMES[::-1]])
+    with pytest.warns(UserWarning, match="feature names"):
+        named.predict(X)
+
+
+@pytest.mark.parametrize("kind", FRAMES)
+@pytest.mark.parametrize("output", ["default", *FRAMES])
+def test_set_output(X, plain, kind, output):
+    frame = FRAMES[kind](X)
+    est = DCGMMEstimator(4, **IMAGES).set_output(transform=output)
+    out = est.fit(frame).transform(frame)
+    expected = {"default": np.ndarray, "pandas": pd.DataFrame, "polars": pl.DataFrame}
+    assert isinstance(out, expected[output])
+    np.testing.assert_array_equal(np.asarray(out), plain.predict_proba(X))
+    if output != "default":
+        assert list(out.columns) == list(est.get_feature_names_out())
+
+
+@pytest.mark.parametrize("kind", FRAMES)
+def test_missing_values_of_frames(X, plain, kind):
+    missing = X.copy()
+    missing[:, 10] = np.nan
+    frame = FRAMES[kind](missing)
+    if kind == "polars":
+        frame = frame.with_columns(pl.col("pixel10").fill_nan(None))
+    est = DCGMMEstimator(4, **IMAGES).fit(FRAMES[kind](X))
+    np.testing.assert_array_equal(est.score_samples(frame), plain.score_samples(missing))
+    filled = est.impute(frame)
+    np.testing.assert_array_equal(filled, plain.impute(missing))
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["predict", "predict_proba", "transform", "score_samples", "impute", "sharpen", "sample_like"],
+)
+def test_tensors_come_back_as_tensors(X, plain, method):
+    parameters = {"sharpen": {"n_steps": 2}, "sample_like": {"random_state": 0}}.get(method, {})
+    ours = getattr(plain, method)(torch.from_numpy(X), **parameters)
+    assert isinstance(ours, torch.Tensor)
+    np.testing.assert_array_equal(ours.numpy(), getattr(plain, method)(X, **parameters))
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [np.asfortranarray, lambda X: X[:, ::-1][:, ::-1], lambda X: X.astype(">f4"), memoryview, list],
+    ids=["Fortran", "strided", "big endian", "memoryview", "list"],
+)
+def test_anything_that_numpy_takes(X, plain, convert):
+    np.testing.assert_allclose(plain.score_samples(convert(X)), plain.score_samples(X), rtol=1e-5)

@@ -1,0 +1,190 @@
+"""Extreme data, long use, threads and processes."""
+
+import hashlib
+import os
+import subprocess
+import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from joblib import Parallel, delayed
+from sklearn.exceptions import ConvergenceWarning
+
+from skdcgmm import ConvGMM, DCGMMClassifier, DCGMMEstimator, DCGMMOutlierDetector
+
+SIDE, N = 8, 60
+RNG = np.random.default_rng(0)
+NOISE = RNG.random((N, SIDE * SIDE)).astype(np.float32)
+ONE_PIXEL = np.zeros_like(NOISE)
+ONE_PIXEL[:, 27] = NOISE[:, 27]
+EXTREME = {
+    "all equal": np.full_like(NOISE, 0.3),
+    "all zero": np.zeros_like(NOISE),
+    "two images": NOISE[:2][np.arange(N) % 2],
+    "tiny scale": 1e-6 * NOISE,
+    "huge scale": 1e6 * NOISE,
+    "far from zero": 1e4 + NOISE,
+    "heavy tails": RNG.standard_cauchy(NOISE.shape).astype(np.float32),
+    "one outlier": np.where(np.arange(N)[:, None] == 0, 1e12, NOISE).astype(np.float64),
+    "one pixel": ONE_PIXEL,
+    "one feature seen": np.where(np.arange(SIDE * SIDE) == 5, NOISE, np.nan),
+    "an image without pixels": np.where(np.arange(N)[:, None] == 0, np.nan, NOISE),
+    "integers": (255 * NOISE).astype(np.uint8),
+    "booleans": NOISE > 0.5,
+}
+IMAGES = {"image_shape": (SIDE, SIDE), "max_epochs": 3, "random_state": 0}
+STACK = [ConvGMM(5, 4), ConvGMM(3)]
+ESTIMATORS = {
+    "joint": DCGMMEstimator(2, **IMAGES),
+    "flat": DCGMMEstimator(2, max_epochs=3, random_state=0),
+    "layerwise": DCGMMEstimator(
+        layers=STACK, objective="layerwise", score_method="layer", **IMAGES
+    ),
+    "detector": DCGMMOutlierDetector(**IMAGES),
+    "classifier": DCGMMClassifier(**IMAGES),
+}
+
+
+def fit(est, X):
+    with warnings.catch_warnings():
+        # Of the mixture of statistics that the detector fits to very few different images.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return est.fit(X, np.arange(len(X)) % 2)
+
+
+@pytest.mark.parametrize("kind", EXTREME)
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_extreme_data_give_finite_answers(name, kind):
+    X = EXTREME[kind]
+    est = fit(ESTIMATORS[name], X)
+    assert np.isfinite(est.score_samples(X)).all()
+    assert len(est.predict(X)) == N
+    assert np.isfinite([row["loss"] for row in est.history_]).all()
+    for means in est.means_.values():
+        assert np.isfinite(means).all()
+    if hasattr(est, "predict_proba"):
+        np.testing.assert_allclose(est.predict_proba(X).sum(1), 1, atol=1e-5)
+    if hasattr(est, "sample"):
+        assert np.isfinite(est.sample(3)[0]).all()
+        assert np.isfinite(est.impute(X)).all()
+
+
+@pytest.mark.parametrize("name", ["joint", "flat", "layerwise"])
+@pytest.mark.parametrize("scale", [2.0**-20, 2.0**20])
+def test_units_do_not_matter(name, scale):
+    X = NOISE.astype(np.float64)
+    a, b = (fit(ESTIMATORS[name], values) for values in (X.copy(), X.copy()))
+    ours = a.predict_proba(X), a.score_samples(X)
+    b.fit(scale * X)
+    np.testing.assert_allclose(b.predict_proba(scale * X), ours[0], atol=1e-6)
+    if name != "layerwise":
+        shifted = ours[1] - X.shape[1] * np.log(scale)
+        np.testing.assert_allclose(b.score_samples(scale * X), shifted, rtol=1e-6)
+
+
+def test_one_feature():
+    X = np.r_[RNG.normal(-5, 1, 200), RNG.normal(5, 1, 200)][:, None]
+    labels = DCGMMEstimator(2, random_state=0).fit_predict(X)
+    assert len(set(labels[:200])) == len(set(labels[200:])) == 1
+    assert labels[0] != labels[-1]
+
+
+def test_a_hundred_thousand_features():
+    X = np.repeat([[0.0], [1.0]], 10, axis=0) + 0.1 * RNG.standard_normal((20, 100_000))
+    est = DCGMMEstimator(2, max_epochs=5, random_state=0).fit(X.astype(np.float32))
+    assert np.isfinite(est.score(X))
+    assert est.means_["convgmm1"].shape == (2, 100_000)
+
+
+def test_more_components_than_images():
+    with pytest.raises(ValueError, match="must be at most 5"):
+        DCGMMEstimator(6).fit(NOISE[:5])
+
+
+def test_threads_predict_what_one_thread_does(digits):
+    X = digits[0]
+    est = DCGMMEstimator(5, image_shape=(8, 8), max_epochs=2, random_state=0).fit(X)
+    parts = np.array_split(X, 24)
+    expected = [(est.predict_proba(part), est.score_samples(part)) for part in parts]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda p: (est.predict_proba(p), est.score_samples(p)), parts))
+        drawn = list(pool.map(lambda seed: est.sample(5, random_state=seed)[0], range(8)))
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours[0], theirs[0])
+        np.testing.assert_array_equal(ours[1], theirs[1])
+    for seed, images in enumerate(drawn):
+        np.testing.assert_array_equal(images, est.sample(5, random_state=seed)[0])
+
+
+def test_threads_fit_what_one_thread_does():
+    def score(seed):
+        return DCGMMEstimator(2, **{**IMAGES, "random_state": seed}).fit(NOISE).score(NOISE)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(score, range(4))) == [score(seed) for seed in range(4)]
+
+
+def threads_after_fit(seed):
+    DCGMMEstimator(2, **{**IMAGES, "random_state": seed}).fit(NOISE)
+    return torch.get_num_threads()
+
+
+def test_workers_share_the_cores():
+    before = torch.get_num_threads()
+    in_workers = Parallel(n_jobs=2)(delayed(threads_after_fit)(seed) for seed in range(2))
+    assert max(in_workers) <= max(1, os.cpu_count() // 2)
+    threads_after_fit(0)
+    assert torch.get_num_threads() == before
+
+
+FIT_AND_HASH = """
+import hashlib, numpy as np
+from sklearn.datasets import load_digits
+from skdcgmm import DCGMMEstimator
+X = load_digits().data[:200]
+est = DCGMMEstimator(5, image_shape=(8, 8), max_epochs=2, random_state=0).fit(X)
+print(hashlib.sha256(est.score_samples(X).tobytes() + est.sample(3)[0].tobytes()).hexdigest())
+"""
+
+
+def test_processes_agree(digits):
+    X = (digits[0][:200] * 16).astype(np.float64)
+    est = DCGMMEstimator(5, image_shape=(8, 8), max_epochs=2, random_state=0).fit(X)
+    ours = hashlib.sha256(est.score_samples(X).tobytes() + est.sample(3)[0].tobytes())
+    run = subprocess.run(
+        [sys.executable, "-c", FIT_AND_HASH],
+        env={**os.environ, "PYTHONHASHSEED": "7"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout.split()[-1] == ours.hexdigest()
+
+
+def resident_mib():
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
+def test_long_use_takes_no_more_memory(tmp_path):
+    est = DCGMMEstimator(2, layers=STACK, **IMAGES)
+
+    def use(times):
+        nonlocal est
+        for _ in range(times):
+            est.partial_fit(NOISE)
+            est.score_samples(NOISE)
+            est.sample(2)
+            est.save(tmp_path / "model")
+            est = DCGMMEstimator.load(tmp_path / "model")
+            est.history_ = est.history_[-1:]  # one row a chunk, which is to grow
+
+    use(30)
+    before = resident_mib()
+    use(200)
+    assert resident_mib() - before < 5

@@ -1,6 +1,11 @@
 """Sphinx configuration."""
 
+import matplotlib as mpl
+
 import skdcgmm
+
+# The gallery resets to these before each example: pictures without wide margins.
+mpl.rcParamsDefault["savefig.bbox"] = "tight"
 
 project = "skdcgmm"
 author = "The skdcgmm developers"
@@ -9,10 +14,15 @@ release = version = skdcgmm.__version__
 
 extensions = [
     "sphinx.ext.autodoc",
+    "sphinx.ext.extlinks",
     "sphinx.ext.mathjax",
     "numpydoc",
     "sphinx_gallery.gen_gallery",
 ]
+nitpicky = True  # a reference to nowhere is an error
+# Not by inventory: the documentation also builds without a network.
+_SKLEARN = "https://scikit-learn.org/stable/modules/generated/sklearn.%s.html"
+extlinks = {"sklearn": (_SKLEARN, None)}
 exclude_patterns = ["_build", "benchmarks", "gallery", "sg_execution_times.rst"]
 sphinx_gallery_conf = {
     "examples_dirs": "gallery",
@@ -22,9 +32,21 @@ sphinx_gallery_conf = {
     "show_memory": False,
     "capture_repr": (),
     "abort_on_example_error": True,
+    "show_signature": False,
+    "remove_config_comments": True,
 }
 numpydoc_show_class_members = False
 html_theme = "pydata_sphinx_theme"
 html_title = "skdcgmm"
 html_static_path = ["_static"]
-html_theme_options = {"show_toc_level": 2, "navigation_with_keys": False}
+html_css_files = ["custom.css"]
+html_sidebars = {"*": [], "examples": ["sidebar-nav-bs"]}
+html_theme_options = {
+    "show_toc_level": 2,
+    "navigation_with_keys": False,
+    "header_links_before_dropdown": 6,
+    "navbar_align": "left",
+    "navbar_persistent": ["search-button"],
+    # Only the gallery has pages below it, and no sections.
+    "secondary_sidebar_items": {"*": ["page-toc", "sourcelink"], "auto_gallery/*": []},
+}

@@ -189,10 +189,12 @@ class SamplesDisplay(_ImagesDisplay):
         ----------
         estimator : DCGMMEstimator or DCGMMClassifier
         n_samples : int, default=50
-        cluster, y, top_s, sharpening_steps, random_state
+        cluster, y
             As for the `sample` of the estimator.
         temperature : float, default=0.0
             As for `DCGMMEstimator.sample`; without pixel noise, for pictures.
+        top_s, sharpening_steps, random_state
+            As for the `sample` of the estimator.
         n_columns : int, default=10
         ax : matplotlib Axes, default=None
         **kwargs

@@ -6,11 +6,12 @@ Ten clusters of digits. Each is made of many components of the top layer, whose 
 show what it is.
 """
 
-from sklearn.metrics import normalized_mutual_info_score
+import matplotlib.pyplot as plt
+from sklearn.metrics import ConfusionMatrixDisplay, normalized_mutual_info_score
 
 from skdcgmm import DCGMMEstimator
 from skdcgmm.datasets import load_images
-from skdcgmm.plotting import PrototypesDisplay, TrainingDisplay, plot_images
+from skdcgmm.plotting import PrototypesDisplay, TrainingDisplay
 
 data = load_images("digits")
 est = DCGMMEstimator(10, image_shape=data.image_shape, random_state=0)
@@ -22,9 +23,12 @@ print("NMI with the digits:", round(normalized_mutual_info_score(data.y_test, la
 PrototypesDisplay.from_estimator(est)
 
 # %%
-# Parts: means of the first layer's components in the upper left tile.
-plot_images(est.means_["convgmm1"][0, 0], image_shape=(4, 4), n_columns=20)
+# How many test images of each digit, in rows, each cluster holds. The model has seen no labels.
+fig, ax = plt.subplots(figsize=(5, 5), layout="constrained")
+ConfusionMatrixDisplay.from_predictions(data.y_test, labels, ax=ax, cmap="Greys", colorbar=False)
+ax.set(xlabel="cluster", ylabel="digit")
 
 # %%
-# The log density of the training images by epoch.
-TrainingDisplay.from_estimator(est)
+# The log density of the training images by epoch; in the first 30 % of the training it is tempered.
+fig, ax = plt.subplots(figsize=(6, 3), layout="constrained")
+TrainingDisplay.from_estimator(est, ax=ax)

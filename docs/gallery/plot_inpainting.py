@@ -3,7 +3,7 @@ Missing pixels
 ==============
 
 The lower half of some digits is hidden. The mean given the upper half is the best guess in squared
-error; draws show what else it may have been.
+error; draws show what else it may have been. Rows: what is seen, the mean, five draws.
 """
 
 import numpy as np

@@ -1,0 +1,59 @@
+"""
+Outliers in a pipeline
+======================
+
+The detector learns from all digits but the zeros, and scores test images of all ten.
+"""
+
+import matplotlib.pyplot as plt
+import numpy as np
+from sklearn.ensemble import IsolationForest
+from sklearn.metrics import RocCurveDisplay
+from sklearn.mixture import GaussianMixture
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import MinMaxScaler
+
+from skdcgmm import DCGMMOutlierDetector
+from skdcgmm.datasets import load_images
+from skdcgmm.plotting import SamplesDisplay
+
+data = load_images("digits")
+normal = data.X_train[data.y_train != 0]
+normal, held_out = normal[:-200], normal[-200:]
+detector = DCGMMOutlierDetector(image_shape=data.image_shape, contamination=0.05, random_state=0)
+models = {
+    "DCGMMOutlierDetector": make_pipeline(MinMaxScaler(), detector),
+    "GaussianMixture": GaussianMixture(49, covariance_type="diag", reg_covar=0.05, random_state=0),
+    "IsolationForest": IsolationForest(random_state=0),
+}
+
+# %%
+# Scores are low for outliers, so that their negative ranks zeros first.
+fig, ax = plt.subplots(figsize=(5, 5), layout="constrained")
+for name, model in models.items():
+    scores = model.fit(normal).score_samples(data.X_test)
+    RocCurveDisplay.from_predictions(data.y_test == 0, -scores, name=name, ax=ax)
+ax.set_title("zeros among test images")
+
+# %%
+# ``predict`` calls an image an outlier, -1, if it scores below ``offset_``, as a share of
+# ``contamination`` of the training images do. Images that the model has not learnt from score
+# lower: ``calibrate`` sets the threshold by some that were held out.
+zero = data.y_test == 0
+
+
+def tell(title):
+    outlier = model.predict(data.X_test) == -1
+    print(f"{title}: {outlier[zero].mean():.0%} of zeros, {outlier[~zero].mean():.0%} of others")
+
+
+model = models["DCGMMOutlierDetector"]
+tell("called outliers")
+scale, detector = model
+detector.calibrate(scale.transform(held_out))
+tell("after calibration")
+
+# %%
+# The test images of lowest score, the lowest first.
+order = np.argsort(model.score_samples(data.X_test))
+SamplesDisplay.from_images(data.X_test[order[:30]], image_shape=data.image_shape, n_columns=15)

@@ -19,6 +19,7 @@ extensions = [
     "numpydoc",
     "sphinx_gallery.gen_gallery",
 ]
+autodoc_typehints = "none"  # docstrings say types, and shapes
 nitpicky = True  # a reference to nowhere is an error
 # Not by inventory: the documentation also builds without a network.
 _SKLEARN = "https://scikit-learn.org/stable/modules/generated/sklearn.%s.html"

@@ -88,8 +88,9 @@ def table(rows, data, labels, spread, figures):
     lines = lines_of(rows, labels)
     columns = []
     if spread == "left_out":
-        columns = [(str(value), "auc", {spread: value}) for value in sorted(in_order(rows, spread))]
-        figures = [("mean", "auc", {})]
+        values = sorted(in_order(rows, spread))
+        columns = [("mean", "auc", {}), *((str(value), "auc", {spread: value}) for value in values)]
+        figures = []
     else:
         figures = [(figure, figure, {}) for figure in figures]
     columns += figures + [(cost, cost, {}) for cost in COSTS]

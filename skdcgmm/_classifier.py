@@ -309,7 +309,7 @@ checkpoint, checkpoint_minutes
     def _check_network(self, network: Network) -> None:
         self._mixture_names(network, "readout_layers", self.readout_layers)
 
-    def _finish(self, data: Images | Stream) -> None:
+    def _finish(self, data: Images | Stream, held_out: NDArray[np.integer[Any]] | None) -> None:
         if self.readout == "linear":
             assert isinstance(data, Images)
             self._fit_readout(data)

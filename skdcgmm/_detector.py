@@ -35,7 +35,9 @@ class DCGMMOutlierDetector(OutlierMixin, LearningDCGMM):
     Parameters
     ----------
     contamination : float, default=0.1
-        Share of outliers in the training images, in (0, 0.5]: the share that `predict` calls so.
+        Share of outliers in the training images, in (0, 0.5]: the share that `predict` calls so. Of
+        new images, it calls more outliers, the more so the fewer images there were to learn from;
+        `validation_fraction` mends that.
     layers, image_shape, objective
         The stack, as for `DCGMMEstimator`.
     score_method : str, default="auto"
@@ -51,8 +53,11 @@ class DCGMMOutlierDetector(OutlierMixin, LearningDCGMM):
           flat mixture, "layer" if it is layer-wise.
     score_layer, reg_covar, max_epochs, batch_size, learning_rate
         As for `DCGMMEstimator`.
-    tol, n_iter_no_change, validation_fraction, warm_start, device, random_state, verbose, \
-checkpoint, checkpoint_minutes
+    validation_fraction : float, default=None
+        Share of X set aside to judge progress, and to learn from how images score that the stack
+        has not seen: `contamination` is then the share of outliers among these. 0.2 makes the
+        threshold fit new images.
+    tol, n_iter_no_change, warm_start, device, random_state, verbose, checkpoint, checkpoint_minutes
         As for `DCGMMEstimator`.
 
     Attributes
@@ -168,8 +173,9 @@ checkpoint, checkpoint_minutes
             if score_method is not None:
                 self.score_method = score_method
             self._check_parameters()
+            rng = check_random_state(self.random_state)
             images = self._check_fitted_images(X)
-            self._calibrate(images, check_random_state(self.random_state))
+            self._calibrate(images.sample(N_CALIBRATION, rng), rng)
         return self
 
     def score_samples(self, X: Any) -> Any:
@@ -224,9 +230,14 @@ checkpoint, checkpoint_minutes
     def _check_network(self, network: Network) -> None:
         self._resolved_method(network)
 
-    def _finish(self, data: Images | Stream) -> None:
+    def _finish(self, data: Images | Stream, held_out: NDArray[np.integer[Any]] | None) -> None:
         rng = _distributed.same_random_state(check_random_state(self.random_state))
-        self._calibrate(data, rng)
+        if held_out is None or len(held_out) < 2:
+            images = data.sample(N_CALIBRATION, rng)
+        else:
+            assert isinstance(data, Images)
+            images = data.collect(held_out[:N_CALIBRATION])
+        self._calibrate(images, rng)
 
     def _predict_images(self, images: Images) -> NDArray[Any]:
         return np.where(self._scores(images) < self.offset_, -1, 1)
@@ -244,16 +255,15 @@ checkpoint, checkpoint_minutes
                 check_deep(network, purpose)
         return self.score_method
 
-    def _calibrate(self, data: Images | Stream, rng: np.random.RandomState) -> None:
-        if data.n_images < 2:
+    def _calibrate(self, images: Images, rng: np.random.RandomState) -> None:
+        if len(images) < 2:
             raise ValueError(
                 "X must hold at least two images, to learn how normal ones score; "
-                f"got {data.n_images}."
+                f"got {len(images)}."
             )
         self._method = self._resolved_method(self._network)
         self._layer = self._mixture_name(self._network, "score_layer", self.score_layer)
         self._calibration: Calibration | None = None
-        images = data.sample(N_CALIBRATION, rng)
         if self._method in CALIBRATIONS:
             statistics = self._statistics(images)
             self._calibration = CALIBRATIONS[self._method]().fit(statistics, rng)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from sklearn.base import clone
 
 from skdcgmm import _build, _distributed, _presets, _spreading
@@ -223,10 +224,11 @@ def spread_labels(images: Images, rng: np.random.RandomState, device: torch.devi
 
 
 class Result(NamedTuple):
-    """What training leaves besides the network."""
+    """What training leaves besides the network; and which images it has held out."""
 
     outcome: Outcome
     progress: Any
+    held_out: NDArray[np.integer[Any]] | None
 
 
 def train_network(
@@ -278,7 +280,7 @@ def train_network(
     if checkpoint is not None and (earlier := checkpoint.restore(network, rng)) is not None:
         progress, standing = earlier
     training = defaults.objective(network, n_steps, rate, progress)
-    report.start(1 if stream else max_epochs, standing.history)
+    report.start(1 if stream else max_epochs, standing.history, epochs.held_out)
 
     def batches() -> Iterable[Batch]:
         if checkpoint is not None:
@@ -310,4 +312,4 @@ def train_network(
         values = training.evaluate(some.batch(np.arange(len(some)), network.scale))
     if not values.isfinite().all():
         raise FloatingPointError(f"the loss is {values.mean().item()} after the last step")
-    return Result(outcome, training.progress)
+    return Result(outcome, training.progress, epochs.held_out)

@@ -46,11 +46,14 @@ class Epochs(NamedTuple):
         Makes the batches of the next epoch.
     validation : callable or None
         Makes the batches of the images held out.
+    held_out : ndarray or None
+        Their numbers among those of all processes, in random order.
     """
 
     n_batches: int
     batches: Batches
     validation: Batches | None
+    held_out: NDArray[np.integer[Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -224,6 +227,7 @@ class Images:
             -(-len(kept) // batch_size),
             lambda: batches(rng.permutation(kept)),
             (lambda: batches(held_out)) if n_held_out else None,
+            held_out if n_held_out else None,
         )
 
     @cached_property

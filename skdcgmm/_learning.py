@@ -19,7 +19,7 @@ from sklearn.utils import check_consistent_length, check_random_state, estimator
 from skdcgmm import _distributed, _fitting, _summary
 from skdcgmm._base import BaseDCGMM
 from skdcgmm._checkpoint import Checkpoint
-from skdcgmm._fitting import Settings
+from skdcgmm._fitting import Result, Settings
 from skdcgmm._images import Images
 from skdcgmm._network import Network
 from skdcgmm._reporting import Report
@@ -193,12 +193,18 @@ class LearningDCGMM(CallbackSupportMixin, BaseDCGMM):
         self._check_network(network)
         settings = Settings(**{name: getattr(self, name) for name in Settings._fields})
 
-        def fitted(history: list[HistoryRow]) -> dict[str, Any]:
-            return self._as_if_ended(network, history, data, rng)
+        def fitted(history: list[HistoryRow], held_out: Any) -> dict[str, Any]:
+            """Attributes of this estimator as if training had ended now."""
+            ended = type(self).__new__(type(self))
+            ended.__dict__ = self.__dict__.copy()
+            result = Result(Outcome(list(history), converged=False), None, held_out)
+            ended._adopt(copy.deepcopy(network), result, data, copy.deepcopy(rng))
+            parameters = self.get_params(deep=False)
+            return {name: value for name, value in vars(ended).items() if name not in parameters}
 
         with Report(self, network, *shown, fitted, with_callbacks=not stream) as report:
             try:
-                outcome, progress_now = _fitting.train_network(
+                result = _fitting.train_network(
                     network, progress, data, rng, settings,
                     stream=stream, report=report, checkpoint=checkpoint,
                 )  # fmt: skip
@@ -209,51 +215,38 @@ class LearningDCGMM(CallbackSupportMixin, BaseDCGMM):
                     f"{error}. Choose a smaller one; the default is {default}."
                 ) from error
             if stream and progress:
-                outcome.history[0]["epoch"] = len(self.history_) + 1
-                outcome = outcome._replace(history=self.history_ + outcome.history)
-            self._adopt(network, outcome, progress_now, data, rng)
+                result.outcome.history[0]["epoch"] = len(self.history_) + 1
+                result.outcome.history[:0] = self.history_
+            self._adopt(network, result, data, rng)
             report.end()
-        if checkpoint is not None and not outcome.interrupted:
+        if checkpoint is not None and not result.outcome.interrupted:
             checkpoint.remove()
-        return outcome
+        return result.outcome
 
     def _adopt(
         self,
         network: Network,
-        outcome: Outcome,
-        progress: Any,
+        result: Result,
         data: Images | Stream,
         rng: np.random.RandomState,
     ) -> None:
         """Make a trained network the fitted one."""
         _fitting.merge_components(network, data, rng)
         channels, height, width = data.shape
-        self._network, self._progress = network, progress
+        self._network, self._progress = network, result.progress
         self._row_shape = data.row_shape
         self.image_shape_ = (height, width, channels)
-        self.history_ = outcome.history
+        self.history_ = result.outcome.history
         self.n_iter_ = len(self.history_)
-        self.converged_ = outcome.converged
+        self.converged_ = result.outcome.converged
         self._fitted_objective = self.objective
-        self._finish(data)
+        self._finish(data, result.held_out)
 
-    def _finish(self, data: Images | Stream) -> None:
-        """Learn what the estimator needs besides the network."""
+    def _finish(self, data: Images | Stream, held_out: NDArray[np.integer[Any]] | None) -> None:
+        """Learn what the estimator needs besides the network.
 
-    def _as_if_ended(
-        self,
-        network: Network,
-        history: list[HistoryRow],
-        data: Images | Stream,
-        rng: np.random.RandomState,
-    ) -> dict[str, Any]:
-        """Attributes of this estimator as if training had ended now."""
-        ended = type(self).__new__(type(self))
-        ended.__dict__ = self.__dict__.copy()
-        outcome = Outcome(list(history), converged=False)
-        ended._adopt(copy.deepcopy(network), outcome, None, data, copy.deepcopy(rng))
-        parameters = self.get_params(deep=False)
-        return {name: value for name, value in vars(ended).items() if name not in parameters}
+        `held_out` are the numbers of images that it has not seen.
+        """
 
     def _open_checkpoint(self, rng: np.random.RandomState) -> Checkpoint | None:
         """Where training notes how far it has got, and what an earlier one has noted."""

@@ -26,7 +26,8 @@ class Report:
     X, y : Any
         What the callbacks are to see as the training data.
     fitted : callable
-        From the history to the attributes of an estimator as if training ended now.
+        From the history, and the numbers of the images held out, to the attributes of an estimator
+        as if training ended now.
     with_callbacks : bool
         Whether the estimator's callbacks are called, as by `fit`.
     """
@@ -37,7 +38,7 @@ class Report:
         network: Network,
         X: Any,
         y: Any,
-        fitted: Callable[[list[HistoryRow]], dict[str, Any]],
+        fitted: Callable[[list[HistoryRow], Any], dict[str, Any]],
         *,
         with_callbacks: bool,
     ) -> None:
@@ -57,9 +58,9 @@ class Report:
     ) -> None:
         self._bar.close()
 
-    def start(self, n_epochs: int, history: list[HistoryRow]) -> None:
+    def start(self, n_epochs: int, history: list[HistoryRow], held_out: Any) -> None:
         """The training is to have so many epochs; those in the history are done."""
-        self._history = list(history)
+        self._history, self._held_out = list(history), held_out
         name = type(self._estimator).__name__
         self._bar = tqdm(
             desc=name, total=n_epochs, initial=len(history), unit="epoch",
@@ -92,7 +93,8 @@ class Report:
         if not self._with_callbacks:
             return False
         stop = self._epoch.call_on_fit_task_end(
-            **self._shown, reconstruction_attributes=lambda: self._fitted(self._history)
+            **self._shown,
+            reconstruction_attributes=lambda: self._fitted(self._history, self._held_out),
         )
         return any(_distributed.gather(bool(stop)))
 

@@ -86,7 +86,8 @@ def html(network: Network, notes: list[str], *, fitted: bool) -> str:
     image = next(iter(network.mixtures.values())).output_shape[1:]
     drawn = [_box("image", image, [f"{height} x {width}", f"in {_size(image)} windows"])]
     for row, (_, layer) in zip(_rows(network, fitted=fitted), network.named_layers(), strict=True):
-        said = [f"{row.components} components" if row.components else "max"]
+        number, _, each = row.components.partition(" ")
+        said = [f"{number} components {each}".strip() if number else "max"]
         said += [f"{row.active} active"] if row.active else []
         said += [f"{row.parameters} parameters"] if row.parameters else []
         drawn.append(_box(row.layer, layer.output_shape[1:], said))

@@ -62,7 +62,7 @@ def plot_images(
         canvas[top : top + height, left : left + width] = image
     canvas = np.clip((canvas - vmin) / (vmax - vmin), 0, 1)
     if ax is None:
-        _, ax = plt.subplots(figsize=(n_columns, n_rows))
+        _, ax = plt.subplots(figsize=(n_columns, n_rows), layout="constrained")
     if channels == 1:
         ax.imshow(canvas[..., 0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     else:

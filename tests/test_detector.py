@@ -245,3 +245,16 @@ def test_grid_search_by_roc_auc(digits):
     ).fit(X, labels)  # fmt: skip
     assert search.best_score_ > 0.6
     assert set(search.predict(X)) == {-1, 1}
+
+
+def test_images_held_out_set_the_threshold(digits):
+    X, y = digits
+    normal = np.random.default_rng(0).permutation(X[y != 0])  # writers come one after the other
+    detector = DCGMMOutlierDetector(
+        contamination=0.05, image_shape=(8, 8), max_epochs=40, random_state=0
+    )
+    called = {}
+    for fraction in (None, 0.2):
+        detector.set_params(validation_fraction=fraction).fit(normal[:1000])
+        called[fraction] = (detector.predict(normal[1000:]) == -1).mean()
+    assert abs(called[0.2] - 0.05) < abs(called[None] - 0.05) / 2

@@ -34,6 +34,7 @@ sphinx_gallery_conf = {
     "capture_repr": (),
     "abort_on_example_error": True,
     "show_signature": False,
+    "min_reported_time": 3600,  # times are of whatever machine builds the pages
     "remove_config_comments": True,
 }
 numpydoc_show_class_members = False

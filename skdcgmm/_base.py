@@ -24,7 +24,10 @@ from skdcgmm._tree import JointNetwork
 from skdcgmm._validation import answer, check_device, check_images
 
 # What scikit-learn adds to an estimator, other than its parameters and what it has learnt.
-_NOT_SAVED = ("_skl_callbacks", "_metadata_request", "_sklearn_version")
+_NOT_SAVED = (
+    "_skl_callbacks", "_callback_fit_ctx", "_skl_callbacks_to_teardown", "_parent_callback_ctx",
+    "_metadata_request", "_sklearn_version",
+)  # fmt: skip
 SCORE_METHODS = ("density", "contrast", "layer")
 
 
@@ -89,7 +92,8 @@ class BaseDCGMM(FittedParametersMixin, LayersMixin):
 
         The file has the format of safetensors, with the parameters as JSON in its header, and can
         be loaded with or without a GPU. A random state, the place in a stream of chunks and the
-        output format are kept; callbacks and metadata requests are not.
+        output format are kept; callbacks and metadata requests are not. Paths and devices come
+        back as strings.
 
         Parameters
         ----------
@@ -152,7 +156,7 @@ class BaseDCGMM(FittedParametersMixin, LayersMixin):
         odd = [
             name
             for name in set(state) - parameters
-            if name.startswith("__") or callable(getattr(type(self), name, None))
+            if name.startswith("__") or name in _NOT_SAVED or hasattr(type(self), name)
         ]
         if missing or odd:
             raise ValueError(f"it lacks {sorted(missing)} and has {sorted(odd)}")
@@ -163,6 +167,8 @@ class BaseDCGMM(FittedParametersMixin, LayersMixin):
         n_values = math.prod(network.image_shape)
         if not n_values == self.n_features_in_ == math.prod(self._row_shape):
             raise ValueError("its image shapes differ")
+        if not (network.scale > 0).all():
+            raise ValueError("its scale is not positive")
         if not (network.clusters.min() >= 0 and network.clusters.max() < network.n_clusters):
             raise ValueError("its clusters are out of range")
         blank = np.zeros((1, n_values), network.shift.numpy().dtype)

@@ -60,7 +60,7 @@ class Checkpoint:
         self._path = Path(path)
         self._seconds = 60 * minutes
         self._written = time.monotonic()
-        self._origin = {"version": _VERSION, "parameters": parameters, "start": pack(rng)}
+        self._origin = {"version": _VERSION, "parameters": parameters, "start": pack_generator(rng)}
         self.saved: dict[str, Any] | None
         self.saved, *_ = _distributed.gather(self._load())
         self.rng = rng
@@ -69,7 +69,7 @@ class Checkpoint:
             for name, value in parameters.items():
                 self._check(name, self.saved["parameters"].get(name), value)
             self._origin["start"] = self.saved["start"]
-            self.rng = unpack(self.saved["start"])
+            self.rng = unpack_generator(self.saved["start"])
 
     def _load(self) -> dict[str, Any] | None:
         if not self._path.exists():
@@ -114,12 +114,12 @@ class Checkpoint:
         if self.saved is None:
             return None
         network.load_state_dict(self.saved["network"])
-        rng.set_state(unpack(self.saved["epoch"]).get_state(legacy=False))
+        rng.set_state(unpack_generator(self.saved["epoch"]).get_state(legacy=False))
         return self.saved["progress"], Standing(*self.saved["standing"])
 
     def start_epoch(self, rng: np.random.RandomState) -> None:
         """Note how the order of the images is drawn."""
-        self._epoch = pack(rng)
+        self._epoch = pack_generator(rng)
 
     def note(self, network: nn.Module, objective: Objective, standing: Standing) -> None:
         """Write what the training has reached, if it is time."""
@@ -145,18 +145,21 @@ class Checkpoint:
             self._path.unlink(missing_ok=True)
 
 
-def pack(rng: np.random.RandomState) -> dict[str, Any]:
+def pack_generator(rng: np.random.RandomState) -> dict[str, Any]:
     """The state of a random generator in plain values."""
     state = dict(rng.get_state(legacy=False))
     inner = {name: np.asarray(value).tolist() for name, value in state.pop("state").items()}
     return {**state, "state": inner}
 
 
-def unpack(state: dict[str, Any]) -> np.random.RandomState:
-    """A random generator in the state that `pack` has seen."""
+def unpack_generator(state: dict[str, Any]) -> np.random.RandomState:
+    """A random generator in the state that `pack_generator` has seen."""
     kind = getattr(np.random, state["bit_generator"])
     if not (isinstance(kind, type) and issubclass(kind, np.random.BitGenerator)):
         raise ValueError(f"{state['bit_generator']} is no bit generator")
+    # numpy does not check them, and reads what is there in memory.
+    if "buffer" in state or not 0 <= state["state"].get("pos", 0) <= 624:
+        raise ValueError("the state of a random generator is out of range")
     rng = np.random.RandomState(kind())
     inner = {
         name: np.array(value, dtype=np.uint64) if isinstance(value, list) else value

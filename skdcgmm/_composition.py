@@ -50,7 +50,7 @@ def check_layers(layers: object, reserved: set[str]) -> NamedSpecs:
     if not isinstance(layers, list | tuple):
         raise TypeError(
             "layers must be 'auto', the name of a preset, or a list of layers such as "
-            f"[ConvGMM(49, kernel_size=8, stride=2), ConvGMM(49)]; got {layers!r}."
+            f"[ConvGMM(50, kernel_size=4, shared=False), ConvGMM(50)]; got {layers!r}."
         )
     named = name_layers(list(layers))
     if not named:
@@ -129,7 +129,7 @@ class LayersMixin(BaseEstimator):
         if nested and isinstance(self.layers, str):
             raise ValueError(
                 f"Invalid parameter {nested[0]!r}: layers={self.layers!r} has no layers by name. "
-                "Give layers as a list, such as [ConvGMM(49, 8, 2), ConvGMM(49)]."
+                "Give layers as a list, such as [ConvGMM(50, 4), ConvGMM(50)]."
             )
         for name in names:
             if name in params:

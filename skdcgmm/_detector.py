@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.base import OutlierMixin
+from sklearn.model_selection import KFold
 from sklearn.utils import check_random_state
 from torch import Tensor
 
@@ -21,6 +22,9 @@ from skdcgmm._outliers import CALIBRATIONS, N_CALIBRATION, Calibration, views
 from skdcgmm._stream import Stream
 from skdcgmm._tree import JointNetwork
 from skdcgmm._validation import answer, check_number
+
+# Parts of the images to calibrate with that are scored by what the others say, and images for that.
+_N_FOLDS, _MIN_FOLDED = 5, 50
 
 
 class DCGMMOutlierDetector(OutlierMixin, LearningDCGMM):
@@ -51,13 +55,13 @@ class DCGMMOutlierDetector(OutlierMixin, LearningDCGMM):
         - "density", "contrast", "layer": as for `DCGMMEstimator`.
         - "auto": "surprise" if the stack is one density of several layers, "density" if it is a
           flat mixture, "layer" if it is layer-wise.
-    score_layer, reg_covar, max_epochs, batch_size, learning_rate
+    score_layer, reg_covar, max_epochs, batch_size, learning_rate, tol, n_iter_no_change
         As for `DCGMMEstimator`.
     validation_fraction : float, default=None
         Share of X set aside to judge progress, and to learn from how images score that the stack
         has not seen: `contamination` is then the share of outliers among these. 0.2 makes the
         threshold fit new images.
-    tol, n_iter_no_change, warm_start, device, random_state, verbose, checkpoint, checkpoint_minutes
+    warm_start, device, random_state, verbose, checkpoint, checkpoint_minutes
         As for `DCGMMEstimator`.
 
     Attributes
@@ -132,7 +136,7 @@ class DCGMMOutlierDetector(OutlierMixin, LearningDCGMM):
         ----------
         X : array-like of shape (n_samples, n_features), (n_samples, height, width) or \
 (n_samples, height, width, channels), Tensor, Dataset or iterable of batches
-            As for `DCGMMEstimator`. Outliers among them, if few, do little harm.
+            As for `DCGMMEstimator`. Outliers of one kind among them are learnt as normal.
         y : Ignored
 
         Returns
@@ -175,7 +179,7 @@ class DCGMMOutlierDetector(OutlierMixin, LearningDCGMM):
             self._check_parameters()
             rng = check_random_state(self.random_state)
             images = self._check_fitted_images(X)
-            self._calibrate(images.sample(N_CALIBRATION, rng), rng)
+            self._calibrate(images.sample(N_CALIBRATION, rng), rng, seen=False)
         return self
 
     def score_samples(self, X: Any) -> Any:
@@ -233,11 +237,10 @@ class DCGMMOutlierDetector(OutlierMixin, LearningDCGMM):
     def _finish(self, data: Images | Stream, held_out: NDArray[np.integer[Any]] | None) -> None:
         rng = _distributed.same_random_state(check_random_state(self.random_state))
         if held_out is None or len(held_out) < 2:
-            images = data.sample(N_CALIBRATION, rng)
+            self._calibrate(data.sample(N_CALIBRATION, rng), rng, seen=True)
         else:
             assert isinstance(data, Images)
-            images = data.collect(held_out[:N_CALIBRATION])
-        self._calibrate(images, rng)
+            self._calibrate(data.collect(held_out[:N_CALIBRATION]), rng, seen=False)
 
     def _predict_images(self, images: Images) -> NDArray[Any]:
         return np.where(self._scores(images) < self.offset_, -1, 1)
@@ -255,7 +258,8 @@ class DCGMMOutlierDetector(OutlierMixin, LearningDCGMM):
                 check_deep(network, purpose)
         return self.score_method
 
-    def _calibrate(self, images: Images, rng: np.random.RandomState) -> None:
+    def _calibrate(self, images: Images, rng: np.random.RandomState, *, seen: bool) -> None:
+        """Learn how images score: some that the stack has `seen`, or some like new ones."""
         if len(images) < 2:
             raise ValueError(
                 "X must hold at least two images, to learn how normal ones score; "
@@ -266,8 +270,15 @@ class DCGMMOutlierDetector(OutlierMixin, LearningDCGMM):
         self._calibration: Calibration | None = None
         if self._method in CALIBRATIONS:
             statistics = self._statistics(images)
-            self._calibration = CALIBRATIONS[self._method]().fit(statistics, rng)
+            make = CALIBRATIONS[self._method]
+            self._calibration = make().fit(statistics, rng)
             scores = self._calibration.score(statistics)
+            if not seen and len(images) >= _MIN_FOLDED:
+                # What is learnt from an image makes it score higher than a new one.
+                for learnt, new in KFold(_N_FOLDS, shuffle=True, random_state=rng).split(
+                    statistics
+                ):
+                    scores[new] = make().fit(statistics[learnt], rng).score(statistics[new])
         else:
             scores = self._scores(images)
         self.offset_ = float(np.quantile(scores, self.contamination))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from typing import Any, Self
@@ -10,19 +9,16 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.base import ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
-from sklearn.utils import Tags
+from sklearn.base import ClusterMixin
 from sklearn.utils.validation import check_is_fitted
 
+from skdcgmm._features import FeaturesMixin
 from skdcgmm._incremental import IncrementalDCGMM
-from skdcgmm._network import Network
 from skdcgmm._stream import is_stream
 from skdcgmm._validation import answer, check_number
 
 
-class DCGMMEstimator(
-    ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, IncrementalDCGMM
-):
+class DCGMMEstimator(ClusterMixin, FeaturesMixin, IncrementalDCGMM):
     """Deep convolutional Gaussian mixture model.
 
     A stack of mixture layers, linked by convolution and pooling, that clusters, scores, samples,
@@ -208,7 +204,8 @@ class DCGMMEstimator(
             in double. Arrays mapped from a file are read a batch at a time. A
             `torch.utils.data.Dataset`, a `DataLoader`, or any other iterable of batches that starts
             anew in every epoch is gone through once more to begin with; batches are arrays, or
-            tuples that begin with one, and may have the channels first if `image_shape` says so.
+            tuples that begin with one; with `image_shape=(height, width, channels)` they may be of
+            shape (n, channels, height, width), as in torch.
         y : Ignored
         sample_weight : array-like of shape (n_samples,), default=None
             Weights of the images in the loss; None weighs all the same.
@@ -287,31 +284,6 @@ class DCGMMEstimator(
         """
         return self._apply(X, lambda network, x: network.cluster_probabilities(x))
 
-    def transform(self, X: Any) -> Any:
-        """Responsibilities of the clusters, or of the components of chosen layers, as features.
-
-        Parameters
-        ----------
-        X : array-like or Tensor, as in `fit`
-
-        Returns
-        -------
-        ndarray or Tensor of shape (n_samples, n_features_out)
-            `n_clusters` features; with `transform_layers`, those of one layer after the other, each
-            in the order (row, column, component).
-        """
-        if self.transform_layers is None:
-            return self.predict_proba(X)
-        images = self._check_fitted_images(X)
-        return answer(X, self._responsibilities(images, self._transform_names()))
-
-    def _check_network(self, network: Network) -> None:
-        if self.transform_layers is not None:
-            self._mixture_names(network, "transform_layers", self.transform_layers)
-
-    def _transform_names(self) -> list[str]:
-        return self._mixture_names(self._network, "transform_layers", self.transform_layers)
-
     def sample(
         self,
         n_samples: int = 1,
@@ -385,15 +357,3 @@ class DCGMMEstimator(
             If the model has no normalised density: a layer-wise one of several layers.
         """
         return float(self._log_density(X).mean())
-
-    @property
-    def _n_features_out(self) -> Any:
-        if self.transform_layers is None:
-            return self._network.n_clusters
-        mixtures = self._network.mixtures
-        return sum(math.prod(mixtures[name].output_shape) for name in self._transform_names())
-
-    def __sklearn_tags__(self) -> Tags:
-        tags = super().__sklearn_tags__()
-        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
-        return tags

@@ -18,7 +18,7 @@ def replacing(path: Path) -> Iterator[Path]:
     beside = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     try:
         yield beside
-        with beside.open("rb") as file:
+        with beside.open("r+b") as file:  # some systems sync only what may be written
             os.fsync(file.fileno())
         beside.replace(path)
     finally:

@@ -46,7 +46,7 @@ class Progress(NamedTuple):
     n_steps: int
     optimizer: list[dict[str, Tensor]]
     losses: State
-    tempered: bool = True
+    tempered: bool
 
     def again(self) -> Progress:
         """Where another training of the same network begins.
@@ -92,6 +92,7 @@ class Joint:
             self._steps = round(progress.steps / progress.n_steps * n_steps)
             self._tempered = progress.tempered
             self._since_report = RunningMean(network.scale, progress.losses)
+            _check_fit(progress.optimizer, list(network.parameters()))
             state = self._optimizer.state_dict()
             # A copy: the earlier training may be taken up again should this one fail.
             state["state"] = dict(enumerate(copy.deepcopy(progress.optimizer)))
@@ -146,6 +147,16 @@ class Joint:
     def report(self) -> dict[str, float]:
         """Mean of what steps have raised, tempered as it was, since the last report."""
         return {"loss": self._since_report.take()}
+
+
+def _check_fit(states: list[dict[str, Tensor]], parameters: list[Tensor]) -> None:
+    """Raise an error if states are not of these parameters: Adam would read past their ends."""
+    expected = [
+        {"step": torch.Size(()), "exp_avg": p.shape, "exp_avg_sq": p.shape} for p in parameters
+    ]
+    found = [{name: value.shape for name, value in state.items()} for state in states]
+    if found not in ([], expected):
+        raise ValueError("the optimizer's state is that of another network")
 
 
 def _tempers(network: JointNetwork) -> bool:

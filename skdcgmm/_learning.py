@@ -111,8 +111,8 @@ class LearningDCGMM(CallbackSupportMixin, BaseDCGMM):
         """Describe the stack as text: a table of its layers.
 
         Before `fit` it is the stack that the parameters ask for, by `layers="auto"` that for very
-        many images; after it the fitted one, with the number of components in use: those that have
-        at least a tenth of an equal weight.
+        many images; after it the fitted one, with the number of active components: those that have
+        at least a tenth of an equal weight; of mixtures at each position, their mean number.
 
         Returns
         -------
@@ -131,10 +131,16 @@ class LearningDCGMM(CallbackSupportMixin, BaseDCGMM):
         """What notebooks show."""
         drawn: str = estimator_html_repr(self)
         # A representation must not fail: without images, or with bad parameters, none is drawn.
-        with suppress(ValueError, TypeError):
+        with suppress(Exception):
             network, notes = self._described()
             drawn += _summary.html(network, notes, fitted=hasattr(self, "_network"))
         return drawn
+
+    def _try_out(self) -> None:
+        super()._try_out()
+        self.summary()
+        defaults = OBJECTIVES[self._fitted_objective]
+        defaults.objective(self._network, defaults.n_steps, 1.0, self._progress)
 
     def _described(self) -> tuple[Network, list[str]]:
         """The network, or an outline of it, and what else there is to say."""
@@ -152,9 +158,13 @@ class LearningDCGMM(CallbackSupportMixin, BaseDCGMM):
             notes.append(
                 f"{self._network.n_clusters} clusters, merged from {top.n_components} components."
             )
-        held_out = f", held out {last['validation_loss']:.4g}" if "validation_loss" in last else ""
-        how = "until the loss stood still" if self.converged_ else "without standing still"
-        notes.append(f"Trained for {self.n_iter_} epochs, {how}: {last['loss']:.4g}{held_out}.")
+        if self._network.image_shape[1:] == (1, 1):
+            notes.append("Rows are plain features; for images, set image_shape.")
+        held_out = f", {last['validation_loss']:.4g} held out" if "validation_loss" in last else ""
+        end = "until the loss stood still" if self.converged_ else "all that it was given"
+        notes.append(
+            f"Trained for {self.n_iter_} epochs, {end}; loss {last['loss']:.4g}{held_out}."
+        )
         return self._network, notes
 
     def _start(self, images: Images | Stream, rng: np.random.RandomState) -> Network:
@@ -197,6 +207,7 @@ class LearningDCGMM(CallbackSupportMixin, BaseDCGMM):
             """Attributes of this estimator as if training had ended now."""
             ended = type(self).__new__(type(self))
             ended.__dict__ = self.__dict__.copy()
+            ended.random_state = copy.deepcopy(self.random_state)
             result = Result(Outcome(list(history), converged=False), None, held_out)
             ended._adopt(copy.deepcopy(network), result, data, copy.deepcopy(rng))
             parameters = self.get_params(deep=False)

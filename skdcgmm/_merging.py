@@ -12,6 +12,9 @@ from scipy.optimize import brentq
 _SHARED_EXPONENT = 0.1
 # Least mass of a component that takes part, in images; the others join where they overlap.
 _MIN_MASS = 0.5
+# A cluster that holds less of an equal share than this, or than one over the number of clusters, is
+# what was left over: its components join others.
+_LEFT_OVER = 0.1
 _TINY = np.finfo(np.float64).tiny
 
 FloatArray = NDArray[np.floating[Any]]
@@ -29,7 +32,8 @@ def merge(
     way between the share of the smaller cluster that the larger would take, by which small ones
     merge into large ones, and the ratio to what chance would make of it, by which clusters become
     of like size. Posteriors add up when components merge. The density of the mixture stays as it
-    is.
+    is. Where clusters of hardly any images would be left over, their components join where they
+    overlap, and the others are merged again.
 
     Parameters
     ----------
@@ -59,14 +63,38 @@ def merge(
     ratio = overlap / _expected(mass[:, None], mass)
     by_mass = np.argsort(-mass, kind="stable")
     joining = np.sort(by_mass[: max(n_clusters, (mass >= _MIN_MASS).sum())])
+    left_over = min(_LEFT_OVER, 1 / n_clusters) * weight.sum() / n_clusters
+    while True:
+        roots = _join(overlap, mass, joining, n_clusters)
+        kept = np.bincount(roots, mass[joining], n_components)[roots] >= left_over
+        if kept.all() or kept.sum() < n_clusters:
+            break
+        joining = joining[kept]
     parent = np.arange(n_components)
+    parent[joining] = roots
+    left_out = np.setdiff1d(np.arange(n_components), joining)
+    if len(left_out):
+        joined = joining[ratio[np.ix_(left_out, joining)].argmax(1)]
+        alone = ~ratio[np.ix_(left_out, joining)].any(1)
+        parent[left_out] = np.where(alone, by_mass[0], joined)
+    parent = parent[parent]
+    roots, labels = np.unique(parent, return_inverse=True)
+    order = np.argsort(-np.bincount(labels, mass, len(roots)), kind="stable")
+    return np.argsort(order)[labels]
+
+
+def _join(
+    overlap: FloatArray, mass: FloatArray, joining: NDArray[np.integer[Any]], n_clusters: int
+) -> NDArray[np.integer[Any]]:
+    """Join the two clusters that overlap most, until few are left; one component of each's own."""
+    roots = np.arange(len(joining))
     grown, shared = mass[joining].copy(), overlap[np.ix_(joining, joining)].copy()
-    similarity = ratio[np.ix_(joining, joining)].copy()
+    similarity = shared / _expected(grown[:, None], grown)
     np.fill_diagonal(similarity, -1)
     gone = np.zeros(len(joining), dtype=bool)
     for _ in range(len(joining) - n_clusters):
         i, j = sorted(np.unravel_index(similarity.argmax(), similarity.shape))
-        parent[joining[j]] = joining[i]
+        roots[roots == j] = i
         shared[i] += shared[j]
         shared[:, i] += shared[:, j]
         grown[i] += grown[j]
@@ -75,16 +103,8 @@ def merge(
         similarity[:, i] = similarity[i]
         similarity[i, i] = similarity[i, gone] = similarity[gone, i] = -1
         similarity[j] = similarity[:, j] = -1
-    left_out = np.setdiff1d(np.arange(n_components), joining)
-    if len(left_out):
-        joined = joining[ratio[np.ix_(left_out, joining)].argmax(1)]
-        alone = ~ratio[np.ix_(left_out, joining)].any(1)
-        parent[left_out] = np.where(alone, by_mass[0], joined)
-    while (parent != parent[parent]).any():
-        parent = parent[parent]
-    roots, labels = np.unique(parent, return_inverse=True)
-    order = np.argsort(-np.bincount(labels, mass, len(roots)), kind="stable")
-    return np.argsort(order)[labels]
+    found: NDArray[np.integer[Any]] = joining[roots]
+    return found
 
 
 def _expected(mass: FloatArray, other: FloatArray) -> FloatArray:

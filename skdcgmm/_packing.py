@@ -43,6 +43,9 @@ def unpack(packed: dict[str, Any]) -> Network:
             if not isinstance(network, JointNetwork):
                 raise ValueError("only a stack that is one density has classes")
             network.add_classes(packed["n_classes"])
+    for name in ("coverage", "clusters"):
+        if state[name].shape != getattr(network, name).shape:
+            raise ValueError(f"its {name} are of another network")
     for name, _ in list(network.named_buffers()):
         # Of those of the scale, the data decide on the shape.
         module, _, buffer = name.rpartition(".")

@@ -35,7 +35,7 @@ def preset(name: str, image_shape: Shape) -> list[LayerSpec]:
     if name not in PRESETS:
         raise ValueError(
             f"layers={name!r} is no known stack. Choose 'auto', one of {', '.join(PRESETS)}, or "
-            "give a list of layers such as [ConvGMM(49, kernel_size=8, stride=2), ConvGMM(49)]."
+            "give a list of layers such as [ConvGMM(50, kernel_size=4, shared=False), ConvGMM(50)]."
         )
     layers = PRESETS[name]()
     size = image_shape[1:]

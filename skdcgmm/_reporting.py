@@ -45,7 +45,11 @@ class Report:
         self._estimator, self._network, self._fitted = estimator, network, fitted
         self._shown = {"estimator": estimator, "X": X, "y": y}
         self._with_callbacks = with_callbacks and HAS_CALLBACKS
-        self._bar = tqdm(desc=type(estimator).__name__, unit="epoch", disable=not estimator.verbose)
+        self._bar = tqdm(disable=True)
+        self._history: list[HistoryRow] = []
+        self._held_out: Any = None
+        self._context: Any = None
+        self._epoch: Any = None
 
     def __enter__(self) -> Self:
         return self
@@ -87,7 +91,7 @@ class Report:
                 figures["held out"] = f"{row['validation_loss']:.4g}"
             top = list(self._network.mixtures)[-1]
             active = n_active(self._network, top)
-            figures["active"] = f"{active}/{self._network.top.n_components}"
+            figures["active"] = f"{active:.0f}/{self._network.top.n_components}"
             self._bar.set_postfix(figures, refresh=False)
             self._bar.update()
         if not self._with_callbacks:

@@ -12,13 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 from sklearn.linear_model import LogisticRegression
 from sklearn.mixture import GaussianMixture
 
 from skdcgmm import _annealing, _joint, _layerwise, _outliers
-from skdcgmm._checkpoint import pack as pack_generator
-from skdcgmm._checkpoint import unpack as unpack_generator
+from skdcgmm._checkpoint import pack_generator, unpack_generator
 from skdcgmm._files import replacing
 from skdcgmm.layers import ConvGMM, MaxPool
 
@@ -57,15 +56,21 @@ def write(path: str | os.PathLike[str], kind: str, state: dict[str, Any]) -> Non
 
     Raises
     ------
+    FileNotFoundError
+        If there is no such folder.
     TypeError
         If the state holds something else.
     """
+    if Path(path).is_dir() or not Path(path).parent.is_dir():
+        raise FileNotFoundError(
+            f"path must be a file in a folder that is there; got {str(path)!r}."
+        )
     arrays: Arrays = {}
     values = {name: encode(value, name, arrays) for name, value in state.items()}
     text = json.dumps({"format": FORMAT, "kind": kind, "state": values})
     metadata = {_KEY: text, "digest": _digest(text, arrays)}
     with replacing(Path(path)) as file:
-        save_file(arrays, file, metadata)
+        file.write_bytes(save(arrays, metadata))
 
 
 def read(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
@@ -78,7 +83,7 @@ def read(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
     ValueError
         If it is not whole, of something else, or of a later version.
     """
-    if not Path(path).exists():
+    if not Path(path).is_file():
         raise FileNotFoundError(f"path must be a file that save has written; got {str(path)!r}.")
     with safe_open(path, framework="np") as file:
         metadata = file.metadata() or {}
@@ -89,7 +94,7 @@ def read(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
         raise ValueError("it has been changed since it was written")
     content = json.loads(metadata[_KEY])
     if content["format"] != FORMAT:
-        raise ValueError(f"its format is {content['format']}, not {FORMAT}: update skdcgmm")
+        raise ValueError(f"its format is {content['format']}, and this version reads {FORMAT}")
     if content["kind"] != kind:
         raise ValueError(f"it holds a {content['kind']}: call {content['kind']}.load")
     return {name: decode(value, arrays) for name, value in content["state"].items()}
@@ -129,6 +134,8 @@ def encode(value: Any, name: str, arrays: Arrays) -> Any:
     if isinstance(value, np.generic):
         return tagged("scalar", value=encode(np.asarray(value), name, arrays))
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        if name in arrays:  # dots in keys may make two names one
+            name = f"{name}#{len(arrays)}"
         arrays[name] = np.asarray(value, dtype=value.dtype.newbyteorder("="), order="C")
         return tagged("array", name=name)
     if isinstance(value, np.ndarray) and value.dtype.kind in "UO" and value.ndim == 1:
@@ -148,7 +155,8 @@ def encode(value: Any, name: str, arrays: Arrays) -> Any:
         return tagged("generator", state=pack_generator(value))
     raise TypeError(
         f"{name} cannot be saved: it is a {type(value).__name__}, and a file holds plain values, "
-        "arrays and layers of this library. Set it to such a value, or use pickle."
+        "arrays of numbers or names, and layers of this library. Set it to such a value, or use "
+        "pickle."
     )
 
 
@@ -177,7 +185,8 @@ def decode(value: Any, arrays: Arrays) -> Any:
             state = {key: decode(item, arrays) for key, item in value["state"].items()}
             if issubclass(cls, tuple):
                 return cls(**state)
-            made = cls.__new__(cls)
+            # Those of scikit-learn: parameters that another version added keep their defaults.
+            made = cls() if cls.__module__.startswith("sklearn.") else cls.__new__(cls)
             vars(made).update(state)
             return made
         case other:

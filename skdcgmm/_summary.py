@@ -27,7 +27,7 @@ class Row(NamedTuple):
     parameters: str
 
 
-def n_active(network: Network, name: str) -> int:
+def n_active(network: Network, name: str) -> float:
     """Number of components of a mixture layer that are in use.
 
     Parameters
@@ -37,11 +37,14 @@ def n_active(network: Network, name: str) -> int:
 
     Returns
     -------
-    int
-        How many have at least a tenth of an equal weight, on average over the positions.
+    float
+        How many have at least a tenth of an equal weight; of a layer whose positions have their
+        own, the mean over positions.
     """
-    weights = network.log_weights()[name].detach().exp().mean((1, 2))  # (K,)
-    return int((weights > _ACTIVE_SHARE / len(weights)).sum())
+    weights = network.log_weights()[name].detach().exp()  # (K, rows, columns)
+    if network.mixtures[name].n_mixtures == 1:
+        weights = weights.mean((1, 2), keepdim=True)  # (K, 1, 1)
+    return float((weights > _ACTIVE_SHARE / len(weights)).sum(0).float().mean())
 
 
 def text(network: Network, title: str, notes: list[str], *, fitted: bool) -> str:
@@ -104,6 +107,8 @@ def html(network: Network, notes: list[str], *, fitted: bool) -> str:
 def _kind(network: Network) -> str:
     kind = "one density" if isinstance(network, JointNetwork) else "layer-wise stack"
     channels, height, width = network.image_shape
+    if (height, width) == (1, 1):
+        return f"{kind} of rows of {channels} features"
     return f"{kind} of images of {height} x {width} x {channels}"
 
 
@@ -121,7 +126,7 @@ def _rows(network: Network, *, fitted: bool) -> list[Row]:
             rows.append(Row(name, window, positions, "", "", ""))
             continue
         each = " at each" if layer.n_mixtures > 1 else ""
-        active = str(n_active(network, name)) if fitted else ""
+        active = f"{n_active(network, name):.0f}" if fitted else ""
         n_parameters = f"{layer.n_parameters:,}"
         rows.append(
             Row(name, window, positions, f"{layer.n_components}{each}", active, n_parameters)

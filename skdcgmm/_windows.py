@@ -28,17 +28,22 @@ def grid_size(size: Size, kernel: Size, stride: Size) -> Size:
 
 def mean_window_area(size: Size, kernel: Size, stride: Size) -> float:
     """Pixels that a window holds inside the border, averaged over windows."""
-    rows, columns = grid_size(size, kernel, stride)
-    return float(coverage(size, kernel, stride).sum()) / (rows * columns)
+    area = 1.0
+    for k, g, outside in zip(
+        kernel, grid_size(size, kernel, stride), overhang(size, kernel, stride), strict=True
+    ):
+        area *= k - outside / g  # only the last window reaches past the border
+    return area
 
 
 def coverage(size: Size, kernel: Size, stride: Size) -> Tensor:
     """Number of windows that see each pixel, (height, width)."""
     sides = []
     for n, k, s, g in zip(size, kernel, stride, grid_size(size, kernel, stride), strict=True):
-        pixel = torch.arange(n, device="cpu")[:, None]
-        start = s * torch.arange(g, device="cpu")
-        sides.append(((start <= pixel) & (pixel < start + k)).sum(1))  # (n,)
+        pixel = torch.arange(n)
+        first = (pixel - k).div(s, rounding_mode="floor").add(1).clamp_min(0)
+        last = (pixel // s).clamp_max(g - 1)
+        sides.append((last - first + 1).clamp_min(0))  # (n,)
     return sides[0][:, None] * sides[1]
 
 

@@ -11,7 +11,7 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 
 from skdcgmm import ConvGMM, DCGMMClassifier, DCGMMEstimator
-from skdcgmm._checkpoint import unpack
+from skdcgmm._checkpoint import unpack_generator
 from skdcgmm._joint import Joint
 from skdcgmm._layerwise import Layerwise
 
@@ -128,7 +128,7 @@ def test_other_images_or_a_broken_file_are_refused(digits, tmp_path, monkeypatch
             estimator(checkpoint=path).fit(**other)
     state = torch.load(path, weights_only=False)
     with pytest.raises(ValueError, match="seed is no bit generator"):
-        unpack({**state["start"], "bit_generator": "seed"})
+        unpack_generator({**state["start"], "bit_generator": "seed"})
     path.write_bytes(path.read_bytes()[:1000])
     message = f"checkpoint={str(path)!r} cannot be read"
     with pytest.raises(ValueError, match=re.escape(message)):

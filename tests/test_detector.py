@@ -171,7 +171,7 @@ def test_auto_takes_what_the_stack_has(digits):
 def test_calibrate_keeps_the_stack(fitted, digits):
     X, y = digits
     est = pickle.loads(pickle.dumps(fitted))
-    assert est.calibrate(X[y != 8]).offset_ == pytest.approx(fitted.offset_)
+    assert est.calibrate(X[y != 8]).offset_ < fitted.offset_  # as if it had not learnt from them
     np.testing.assert_allclose(est.score_samples(X), fitted.score_samples(X))
     est.calibrate(X[:200], "density")
     assert (est.predict(X[:200]) == -1).mean() == pytest.approx(0.1, abs=0.01)

@@ -149,3 +149,16 @@ def test_partial_fit_merges(digits):
     for part in np.array_split(digits[0], 3):
         est.partial_fit(part)
     assert set(est.clusters_) == set(range(5))
+
+
+def test_a_component_of_few_images_is_no_cluster(rng):
+    """Three groups of components, and one component far from all of them that has two images."""
+    centres = np.array([0.0, 1.0, 20.0, 21.0, 40.0, 41.0, 500.0])
+    sizes = [100, 100, 100, 100, 100, 100, 2]
+    x = np.concatenate([rng.normal(c, 1, n) for c, n in zip(centres, sizes, strict=True)])
+    scores = -((x[:, None] - centres) ** 2) / 2 + np.log(np.array(sizes) / sum(sizes))
+    clusters = merge(scores, 3)
+    assert len({clusters[0], clusters[2], clusters[4]}) == 3
+    np.testing.assert_array_equal(clusters[:6:2], clusters[1:6:2])
+    # As many clusters as there is room for: then it is one.
+    assert len(set(merge(scores, 7))) == 7

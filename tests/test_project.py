@@ -24,7 +24,8 @@ ORDER = [
     "_joint", "_layerwise",
     "_training", "_checkpoint", "_outliers", "_composition", "_parameters", "_images",
     "_validation", "_labels", "_stream", "_reporting", "_fitting", "_saving", "_base",
-    "_learning", "_generative", "_incremental", "_estimator", "_detector", "_classifier", "",
+    "_learning", "_features", "_generative", "_incremental",
+    "_estimator", "_detector", "_classifier", "",
     "datasets", "plotting", "__main__",
 ]  # fmt: skip
 

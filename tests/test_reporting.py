@@ -38,7 +38,7 @@ def test_summary_adds_up(est):
     assert f"{est.n_parameters_:,} parameters." in est.summary()
     assert f"5 clusters, merged from {len(est.clusters_)} components." in est.summary()
     assert f"Trained for {est.n_iter_} epochs" in est.summary()
-    assert f"held out {est.history_[-1]['validation_loss']:.4g}" in est.summary()
+    assert f"{est.history_[-1]['validation_loss']:.4g} held out" in est.summary()
 
 
 def test_active_components_are_those_with_weight(digits):
@@ -47,6 +47,15 @@ def test_active_components_are_those_with_weight(digits):
     assert columns(est.summary())[1][4] == "4"
     est.weights_ = {"convgmm1": np.array([0.5, 0.46, 0.02, 0.02])}  # a tenth of 1/4 is .025
     assert columns(est.summary())[1][4] == "2"
+
+
+def test_active_components_of_each_position(digits):
+    layers = [ConvGMM(4, 4, shared=False), ConvGMM(1)]
+    est = DCGMMEstimator(layers=layers, **IMAGES).fit(digits[0][:100])
+    tables = np.zeros((1, 4, 4))  # of the only component: what each of four positions shows
+    tables[0, np.arange(4), np.arange(4)] = 1
+    est.means_ = {"convgmm2": tables.reshape(1, 16)}
+    assert columns(est.summary())[1][4] == "1"
 
 
 def test_summary_before_a_fit():
@@ -75,12 +84,14 @@ def test_html_draws_the_stack_and_never_fails(est):
 def test_html_escapes_names(digits):
     name = "<script>"
     est = DCGMMEstimator(layers=[(name, ConvGMM(2, 4)), ConvGMM(2)], image_shape=(8, 8))
-    assert f"<b>{name}" not in est._html_repr()
+    assert "<b>&lt;script&gt;</b>" in est._html_repr()
 
 
 def test_progress_bar(digits, capsys):
     est = DCGMMEstimator(5, verbose=1, validation_fraction=0.1, **IMAGES).fit(digits[0][:100])
-    shown = capsys.readouterr().err.rsplit("\r", 1)[-1]
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    shown = printed.rsplit("\r", 1)[-1]
     assert "DCGMMEstimator: 100%" in shown
     assert f"{est.n_iter_}/3" in shown
     for figure in ("loss=", "held out=", f"active={len(est.clusters_)}/{len(est.clusters_)}"):
@@ -131,6 +142,28 @@ def test_callbacks_see_every_epoch(digits):
     assert shorter.fit(X).n_features_in_ == log.fitted[0].n_features_in_
     est.partial_fit(X)
     assert log.events[-1] == ("teardown",)
+
+
+@needs_callbacks
+def test_being_watched_leaves_a_users_generator_alone(digits):
+    X = digits[0][:100]
+    scores = []
+    for callbacks in ((), (Log(),)):
+        rng = np.random.RandomState(0)
+        detector = DCGMMOutlierDetector(**{**IMAGES, "random_state": rng})
+        scores.append(detector.set_callbacks(*callbacks).fit(X).score_samples(X))
+    np.testing.assert_array_equal(*scores)
+
+
+@needs_callbacks
+def test_a_callback_may_save_what_it_sees(digits, tmp_path):
+    class Save(Log):
+        def on_fit_task_end(self, estimator, context, *, fitted_estimator=None):
+            fitted_estimator.save(tmp_path / "model")
+
+    est = DCGMMEstimator(5, **IMAGES).set_callbacks(Save()).fit(digits[0][:100])
+    saved = DCGMMEstimator.load(tmp_path / "model")
+    np.testing.assert_array_equal(saved.predict(digits[0]), est.predict(digits[0]))
 
 
 @needs_callbacks

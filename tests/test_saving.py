@@ -209,11 +209,15 @@ DEEP = "[" * 100_000 + "]" * 100_000
 @pytest.mark.parametrize(
     ("path", "value", "match"),
     [
-        (("format",), 2, "format is 2, not 1: update"),
+        (("format",), 2, "format is 2, and this version reads 1"),
         (("state", "tol"), {"type": "object", "cls": "Popen", "state": {}}, "Popen"),
         (("state", "tol"), {"type": "call", "name": "os.system"}, "no kind of value"),
         (("state", "predict"), "mine", r"has \['predict'\]"),
         (("state", "__class__"), "mine", r"has \['__class__'\]"),
+        (("state", "_skl_callbacks"), {"type": "list", "items": [1]}, r"has \['_skl_callbacks'\]"),
+        (("state", "_score_methods"), 5, r"has \['_score_methods'\]"),
+        (("state", "history_", "items"), [], "IndexError"),
+        (("state", "_fitted_objective"), 7, "KeyError"),
         (("state", "n_features_in_"), 63, "image shapes differ"),
         (("state", "_row_shape", "items"), [65], "image shapes differ"),
         ((*NETWORK, "n_clusters"), 3, "out of range"),
@@ -245,17 +249,64 @@ def test_hostile_headers(tmp_path, text):
     refused(tmp_path / "model", (tmp_path / "model").read_bytes())
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_numbers_that_are_none(saved, tmp_path, value):
+@pytest.mark.parametrize(
+    ("name", "change", "match"),
+    [
+        ("_network.arrays.layers.0.emission.means", lambda a: a * np.nan, "no finite scores"),
+        ("_network.arrays.layers.0.emission.means", lambda a: a + np.inf, "no finite scores"),
+        ("_network.arrays.scale", lambda a: np.asarray(-a), "scale is not positive"),
+        ("_network.arrays.coverage", lambda _: np.ones(3), "coverage are of another"),
+        ("_network.arrays.clusters", lambda a: a[1:], "clusters are of another"),
+        ("_progress.optimizer.0.exp_avg", lambda _: np.ones(1, "f"), "that of another network"),
+    ],
+)
+def test_hostile_arrays(saved, tmp_path, name, change, match):
     (tmp_path / "model").write_bytes(saved[0])
     with safe_open(tmp_path / "model", framework="np") as file:
         text = file.metadata()["skdcgmm"]
-        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    arrays["_network.arrays.layers.0.emission.means"] = np.full_like(
-        arrays["_network.arrays.layers.0.emission.means"], value
-    )
+        arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    arrays[name] = change(arrays[name])
     rewrite(tmp_path / "model", text, arrays)
-    refused(tmp_path / "model", (tmp_path / "model").read_bytes(), "no finite scores")
+    refused(tmp_path / "model", (tmp_path / "model").read_bytes(), match)
+
+
+@pytest.mark.parametrize("position", [-1, 625, 10**8])
+def test_a_generator_that_points_elsewhere(digits, tmp_path, position):
+    est = DCGMMEstimator(2, max_epochs=1, random_state=np.random.RandomState(0)).fit(digits[0][:20])
+    est.save(tmp_path / "model")
+    with safe_open(tmp_path / "model", framework="np") as file:
+        content = json.loads(file.metadata()["skdcgmm"])
+        arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    content["state"]["random_state"]["state"]["state"]["pos"] = position
+    rewrite(tmp_path / "model", json.dumps(content), arrays)
+    refused(tmp_path / "model", (tmp_path / "model").read_bytes(), "out of range")
+
+
+def test_a_huge_image_in_a_small_file_takes_no_memory(digits, tmp_path):
+    layers = [ConvGMM(2, 1, 8), ConvGMM(2)]
+    est = DCGMMEstimator(objective="layerwise", layers=layers, **IMAGES).fit(digits[0][:20])
+    est.save(tmp_path / "model")
+    with safe_open(tmp_path / "model", framework="np") as file:
+        text = file.metadata()["skdcgmm"]
+        arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    content = json.loads(text)
+    network = content["state"]["_network"]["items"]
+    network["image_shape"]["items"] = [1, 10**6, 10**6]
+    network["layers"]["items"][0]["items"][1]["state"]["stride"]["items"] = [10**6, 10**6]
+    rewrite(tmp_path / "model", json.dumps(content), arrays)
+    refused(tmp_path / "model", (tmp_path / "model").read_bytes(), "coverage are of another")
+
+
+def test_files_are_as_readable_as_others(saved, tmp_path):
+    (tmp_path / "other").touch()
+    saved[1].save(tmp_path / "model")
+    assert (tmp_path / "model").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+@pytest.mark.parametrize("place", ["", "nowhere/model"])
+def test_no_place_for_a_file(saved, tmp_path, place):
+    with pytest.raises(FileNotFoundError, match="path must be a file in a folder"):
+        saved[1].save(tmp_path / place)
 
 
 def rewrite(path, text, arrays):

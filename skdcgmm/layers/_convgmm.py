@@ -54,8 +54,8 @@ class ConvGMM(LayerSpec):
     Examples
     --------
     >>> from skdcgmm import ConvGMM
-    >>> ConvGMM(49, kernel_size=8, stride=2)
-    ConvGMM(kernel_size=8, n_components=49, stride=2)
+    >>> ConvGMM(50, kernel_size=4, shared=False)
+    ConvGMM(kernel_size=4, n_components=50, shared=False)
     """
 
     kind = "convgmm"

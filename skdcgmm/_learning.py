@@ -180,7 +180,7 @@ class LearningDCGMM(CallbackSupportMixin, BaseDCGMM):
             if _fitting.same_stack(new, old):
                 old = copy.deepcopy(old)
                 old.n_clusters, old.clusters = new.n_clusters, new.clusters.to(old.clusters)
-                return old, self._progress.again()
+                return old, self._progress and self._progress.again()
         return None, None
 
     @with_callbacks

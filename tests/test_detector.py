@@ -251,7 +251,7 @@ def test_images_held_out_set_the_threshold(digits):
     X, y = digits
     normal = np.random.default_rng(0).permutation(X[y != 0])  # writers come one after the other
     detector = DCGMMOutlierDetector(
-        contamination=0.05, image_shape=(8, 8), max_epochs=40, random_state=0
+        contamination=0.05, image_shape=(8, 8), max_epochs=25, random_state=0
     )
     called = {}
     for fraction in (None, 0.2):

@@ -418,7 +418,7 @@ def test_data_frames_in_and_out(digits):
     est = deep().set_output(transform="pandas").fit(X)
     frame = est.transform(X)
     assert list(frame.columns) == list(est.get_feature_names_out())
-    assert list(frame.columns) == [f"dcgmmestimator{k}" for k in range(4)]
+    assert list(frame.columns) == [f"cluster{k}" for k in range(4)]
     assert list(est.feature_names_in_) == list(X.columns)
 
 

@@ -194,7 +194,7 @@ def folder(tmp_path):
 
 @pytest.mark.usefixtures("folder")
 class TestLife(Life.TestCase):
-    settings = settings(max_examples=15, stateful_step_count=12, deadline=None)
+    settings = settings(max_examples=10, stateful_step_count=12, deadline=None)
 
 
 @pytest.mark.parametrize("name", sorted(BAD_IMAGES))

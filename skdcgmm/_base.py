@@ -104,6 +104,8 @@ class BaseDCGMM(FittedParametersMixin, LayersMixin):
         ------
         NotFittedError
             If there is nothing to save.
+        FileNotFoundError
+            If there is no such folder.
         TypeError
             If a parameter is not a plain value; the message names it.
         """

@@ -161,10 +161,8 @@ class LearningDCGMM(CallbackSupportMixin, BaseDCGMM):
         if self._network.image_shape[1:] == (1, 1):
             notes.append("Rows are plain features; for images, set image_shape.")
         held_out = f", {last['validation_loss']:.4g} held out" if "validation_loss" in last else ""
-        end = "until the loss stood still" if self.converged_ else "all that it was given"
-        notes.append(
-            f"Trained for {self.n_iter_} epochs, {end}; loss {last['loss']:.4g}{held_out}."
-        )
+        end = ", until it stood still" if self.converged_ else ""
+        notes.append(f"{self.n_iter_} epochs; loss {last['loss']:.4g}{held_out}{end}.")
         return self._network, notes
 
     def _start(self, images: Images | Stream, rng: np.random.RandomState) -> Network:

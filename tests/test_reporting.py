@@ -37,7 +37,7 @@ def test_summary_adds_up(est):
     assert sum(counts) == est.n_parameters_
     assert f"{est.n_parameters_:,} parameters." in est.summary()
     assert f"5 clusters, merged from {len(est.clusters_)} components." in est.summary()
-    assert f"Trained for {est.n_iter_} epochs" in est.summary()
+    assert f"{est.n_iter_} epochs; loss {est.history_[-1]['loss']:.4g}, " in est.summary()
     assert f"{est.history_[-1]['validation_loss']:.4g} held out" in est.summary()
 
 

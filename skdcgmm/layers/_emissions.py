@@ -79,8 +79,9 @@ class Emission(nn.Module):
 
         Parts of the input are drawn with probability proportional to the squared distance from the
         mean window: most windows at a border are blank, and components that start there would never
-        leave. Whole images are drawn evenly, since far ones may be outliers; rows of plain features
-        by k-means++, since few features leave little room to move past another component.
+        leave. Whole images are drawn evenly, since far ones may be outliers; inputs of one
+        position, such as plain features, by k-means++: few of them leave little room to move past
+        another component.
         """
         whole = len(windows) == 1
         if whole and self.kernel == (1, 1):

@@ -175,6 +175,7 @@ GENERATIVE = {
 DENSITY = {
     "DCGMM": partial(deep, None),
     "flat DCGMM 49": partial(deep, 49, layers="dcgmm-a"),
+    "flat DCGMM 400": partial(deep, 400, layers="dcgmm-a"),
     "GaussianMixture diag 49": partial(diagonal, 49),
     "GaussianMixture diag 400": partial(diagonal, 400),
 }

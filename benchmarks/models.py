@@ -14,7 +14,7 @@ from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.semi_supervised import SelfTrainingClassifier
 
-from skdcgmm import DCGMMClassifier, DCGMMEstimator, DCGMMOutlierDetector
+from skdcgmm import ConvGMM, DCGMMClassifier, DCGMMEstimator, DCGMMOutlierDetector
 
 # Of images in 0-1, for all mixtures on pixels, so that their densities compare.
 REG_COVAR = 0.05
@@ -76,10 +76,10 @@ def deep(n_components, image_shape, seed, **parameters):
     )
 
 
-def published(name, n_components, image_shape, seed, **parameters):
+def published(layers, n_components, image_shape, seed, **parameters):
     return DCGMMEstimator(
         n_components,
-        layers=f"dcgmm-{name}",
+        layers=layers,
         objective="layerwise",
         score_method="layer",
         image_shape=image_shape,
@@ -141,11 +141,15 @@ def full_after_pca(n_components, image_shape, seed):
     return make_pipeline(PCA(PCA_COMPONENTS, random_state=seed), mixture)
 
 
+# The lower layer has a mixture at each position, as in the authors' experiments.
+UNSHARED_B = [ConvGMM(49, 8, 2, shared=False), ConvGMM(49)]
+
 OUTLIERS = {
     "DCGMM": detector,
-    "published a": partial(published, "a", None),
-    "published b": partial(published, "b", None),
-    "published e": partial(published, "e", None),
+    "published a": partial(published, "dcgmm-a", None),
+    "published b": partial(published, "dcgmm-b", None),
+    "published b, unshared": partial(published, UNSHARED_B, None),
+    "published e": partial(published, "dcgmm-e", None),
     "GaussianMixture diag 49": partial(diagonal, 49),
     "GaussianMixture diag 400": partial(diagonal, 400),
     "GaussianMixture full 10 after PCA": partial(full_after_pca, 10),
@@ -157,16 +161,17 @@ OUTLIERS = {
 }
 CLUSTERING = {
     "DCGMM": deep,
-    "published a": partial(published, "a"),
-    "published b": partial(published, "b"),
-    "published e": partial(published, "e"),
+    "published a": partial(published, "dcgmm-a"),
+    "published b": partial(published, "dcgmm-b"),
+    "published b, unshared": partial(published, UNSHARED_B),
+    "published e": partial(published, "dcgmm-e"),
     "GaussianMixture diag": diagonal,
     "KMeans": lambda k, image_shape, seed: KMeans(k, random_state=seed),
     "MiniBatchKMeans": lambda k, image_shape, seed: MiniBatchKMeans(k, random_state=seed),
 }
 GENERATIVE = {
     "DCGMM": partial(deep, None),
-    "published b": partial(published, "b", None),
+    "published b": partial(published, "dcgmm-b", None),
     "GaussianMixture diag 49": partial(diagonal, 49),
     "GaussianMixture diag 400": partial(diagonal, 400),
     "GaussianMixture full 10 after PCA": partial(full_after_pca, 10),

@@ -57,9 +57,9 @@ class DCGMMEstimator(ClusterMixin, FeaturesMixin, IncrementalDCGMM):
     transform_layers : int, str or list of these, default=None
         The mixture layers whose responsibilities `transform` returns; None: those of the clusters.
     reg_covar : float, default=None
-        Added to the variances of the first layer, in squared units of X. None: half of the
+        Lower bound of the variances of the first layer, in squared units of X; greater than 0.
+        "joint" learns what is above it, the published "layerwise" training clips. None: half of the
         variance of all pixels for images (0.05 for MNIST in 0-1), 1e-6 of each plain feature's.
-        With `objective="layerwise"`, the variances' lower bound: the published method clips.
         Densities compare at the same value.
     max_epochs : int, default=None
         Largest number of passes over the data. None: about 1000 steps ("joint") or 4000

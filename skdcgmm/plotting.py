@@ -21,6 +21,9 @@ __all__ = [
     "plot_images",
 ]
 
+# Colour of missing pixels, which no gray is taken for.
+_MISSING = (0.45, 0.6, 0.85)
+
 
 def plot_images(
     X: ArrayLike,
@@ -43,30 +46,33 @@ def plot_images(
         None makes a new figure.
     vmin, vmax : float, default=0.0, 1.0
         Pixel values that are drawn black and white; values beyond are cut. Missing pixels, NaN, are
-        left empty.
+        drawn in blue.
 
     Returns
     -------
     matplotlib Axes
     """
+    import matplotlib as mpl
     import matplotlib.pyplot as plt
 
     height, width, channels = (*image_shape, 1)[:3]
     images = np.asarray(X, dtype=np.float64).reshape(-1, height, width, channels)
+    images = np.clip((images - vmin) / (vmax - vmin), 0, 1)
     n_columns = min(n_columns, len(images))
     n_rows = -(-len(images) // n_columns)
-    # One pixel of frame around each image, and empty cells after the last.
-    canvas = np.full((n_rows * (height + 1) + 1, n_columns * (width + 1) + 1, channels), np.nan)
+    # One pixel of frame around each image, and empty cells after the last: beyond white.
+    canvas = np.full((n_rows * (height + 1) + 1, n_columns * (width + 1) + 1, channels), 2.0)
     for i, image in enumerate(images):
         top, left = (i // n_columns) * (height + 1) + 1, (i % n_columns) * (width + 1) + 1
         canvas[top : top + height, left : left + width] = image
-    canvas = np.clip((canvas - vmin) / (vmax - vmin), 0, 1)
     if ax is None:
         _, ax = plt.subplots(figsize=(n_columns, n_rows), layout="constrained")
     if channels == 1:
-        ax.imshow(canvas[..., 0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        cmap = mpl.colormaps["gray"].with_extremes(bad=_MISSING, over="white")
+        ax.imshow(canvas[..., 0], cmap=cmap, vmin=0, vmax=1, interpolation="nearest")
     else:
-        ax.imshow(np.nan_to_num(canvas, nan=1.0), interpolation="nearest")
+        missing = np.isnan(canvas).any(-1, keepdims=True)
+        ax.imshow(np.where(missing, _MISSING, np.minimum(canvas, 1)), interpolation="nearest")
     ax.set_axis_off()
     return ax
 

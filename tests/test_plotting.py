@@ -38,6 +38,18 @@ def test_plot_images_lays_out_a_grid():
     assert colour.shape == (4, 4, 3)
 
 
+@pytest.mark.parametrize("n_channels", [1, 3])
+def test_missing_pixels_are_neither_gray_nor_frame(n_channels):
+    image = np.linspace(0, 1, 4 * n_channels).reshape(1, 2, 2, n_channels)
+    image[0, 1, 0, -1] = np.nan
+    ax = plot_images(image, image_shape=image.shape[1:])
+    drawn = ax.images[0].to_rgba(ax.images[0].get_array())[..., :3]
+    np.testing.assert_array_equal(drawn[[0, -1]], 1.0)
+    np.testing.assert_allclose(drawn[1, 2], np.broadcast_to(image[0, 0, 1], 3), atol=1 / 255)
+    red, green, blue = drawn[2, 1]
+    assert red < green < blue < 1
+
+
 def cells(display, n_images):
     """The images that a display has drawn, as rows of 8 x 8 pixels."""
     canvas = np.asarray(display.ax_.images[0].get_array().filled(np.nan))

@@ -229,7 +229,7 @@ class ClippedGaussianEmission(GaussianEmission):
 
 
 class FlooredGaussianEmission(GaussianEmission):
-    """Gaussians of which the smallest variance is added, as `reg_covar` is in GaussianMixture.
+    """Gaussians that learn how far their variances are above the smallest.
 
     Attributes
     ----------

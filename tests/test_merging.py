@@ -10,12 +10,14 @@ from sklearn.metrics import normalized_mutual_info_score
 from skdcgmm import ConvGMM, DCGMMEstimator
 from skdcgmm._merging import merge
 
+# Four groups of three components, each 1 apart from the next.
+MEANS = (20.0 * np.arange(4)[:, None] + [-1.0, 0.0, 1.0]).reshape(-1, 1)
 
-def groups(rng, n_groups=4, distance=20.0):
-    """Scores of images from groups of three components, each 1 apart from the next."""
-    centres = (distance * np.arange(n_groups)[:, None] + [-1.0, 0.0, 1.0]).ravel()
-    x = rng.choice(centres, 500) + rng.normal(size=500)
-    return -0.5 * (x[:, None] - centres) ** 2
+
+def groups(rng):
+    """Scores of images from the groups."""
+    x = rng.choice(MEANS.ravel(), 500) + rng.normal(size=500)
+    return -0.5 * (x[:, None] - MEANS.ravel()) ** 2
 
 
 def same_partition(a, b):
@@ -25,18 +27,18 @@ def same_partition(a, b):
 @pytest.mark.parametrize("sharpness", [1.0, 1e3, 1e6])
 def test_components_that_overlap_merge(rng, sharpness):
     scores = sharpness * groups(rng)
-    assert same_partition(merge(scores, 4), np.repeat(np.arange(4), 3))
+    assert same_partition(merge(scores, MEANS, 4), np.repeat(np.arange(4), 3))
 
 
 @given(st.integers(1, 12), st.permutations(range(12)), st.integers(0, 10))
 def test_merging_follows_components_and_images(n_clusters, order, seed):
     rng = np.random.default_rng(seed)
     scores = groups(rng)
-    labels = merge(scores, n_clusters)
+    labels = merge(scores, MEANS, n_clusters)
     assert sorted(set(labels)) == list(range(n_clusters))
-    assert same_partition(merge(scores[:, order], n_clusters), labels[order])
+    assert same_partition(merge(scores[:, order], MEANS[order], n_clusters), labels[order])
     shifted = scores + rng.normal(size=(500, 1))  # what all components share says nothing
-    assert same_partition(merge(shifted, n_clusters), labels)
+    assert same_partition(merge(shifted, MEANS, n_clusters), labels)
 
 
 def test_first_merger_is_the_pair_of_largest_overlap(rng):
@@ -49,9 +51,36 @@ def test_first_merger_is_the_pair_of_largest_overlap(rng):
         for i, j in itertools.combinations(range(5), 2)
     }
     i, j = max(ratio, key=ratio.get)
-    labels = merge(scores, 4)
+    labels = merge(scores, np.zeros((5, 1)), 4)
     assert labels[i] == labels[j]
     assert len(set(labels)) == 4
+
+
+def twins(means, sizes):
+    """Scores of images at each mean, which two components share and no other comes near to."""
+    scores = np.where(np.eye(len(means)) > 0, 0.0, -1e9)
+    return np.repeat(np.repeat(scores, sizes, axis=0), 2, axis=1), np.repeat(means, 2, axis=0)
+
+
+def test_first_merger_without_overlap_adds_least_to_squared_distances(rng):
+    means, sizes = rng.normal(size=(6, 3)), rng.integers(5, 50, 6)
+    added = {
+        (i, j): (sizes[i] * sizes[j]) / (sizes[i] + sizes[j]) * np.square(means[i] - means[j]).sum()
+        for i, j in itertools.combinations(range(6), 2)
+    }
+    i, j = min(added, key=added.get)
+    labels = merge(*twins(means, sizes), 5)
+    np.testing.assert_array_equal(labels[::2], labels[1::2])
+    assert labels[2 * i] == labels[2 * j]
+    assert len(set(labels)) == 5
+
+
+def test_no_cluster_swallows_those_that_nothing_overlaps(rng):
+    """Twelve kinds of images in four groups of near means."""
+    means = (10 * rng.normal(size=(4, 1, 30)) + rng.normal(size=(4, 3, 30))).reshape(12, 30)
+    order = rng.permutation(12)
+    labels = merge(*twins(means[order], np.full(12, 20)), 4)
+    assert same_partition(labels, np.repeat(order // 3, 2))
 
 
 @pytest.mark.parametrize("sharpness", [1.0, 1e3])
@@ -60,14 +89,14 @@ def test_weights_are_repetitions(rng, sharpness):
     weight = rng.integers(1, 4, 60)
     scores *= sharpness
     for n_clusters in (2, 5):
-        repeated = merge(np.repeat(scores, weight, 0), n_clusters)
-        assert same_partition(merge(scores, n_clusters, weight.astype(float)), repeated)
+        repeated = merge(np.repeat(scores, weight, 0), MEANS, n_clusters)
+        assert same_partition(merge(scores, MEANS, n_clusters, weight.astype(float)), repeated)
 
 
 def test_empty_components_join_others(rng):
     scores = groups(rng)
     scores = np.column_stack([scores, scores[:, 0] - 300, scores[:, 11] - 1e4])
-    labels = merge(scores, 4)
+    labels = merge(scores, np.vstack([MEANS, [[0.0], [1.0]]]), 4)
     assert same_partition(labels[:12], np.repeat(np.arange(4), 3))
     assert labels[12] == labels[0]
     assert sorted(set(labels)) == [0, 1, 2, 3]
@@ -76,14 +105,14 @@ def test_empty_components_join_others(rng):
 def test_components_with_images_stay_apart_from_each_other(rng):
     """Fewer of them than clusters: empty ones fill up, none of the others merge."""
     scores = np.column_stack([50 * groups(rng)[:, [0, 4, 8]], np.full((500, 5), -1e9)])
-    labels = merge(scores, 4)
+    labels = merge(scores, np.zeros((8, 1)), 4)
     assert len(set(labels[:3])) == 3
     assert sorted(set(labels)) == [0, 1, 2, 3]
 
 
 def test_large_clusters_come_first(rng):
     scores = groups(rng)
-    labels = merge(scores, 3)
+    labels = merge(scores, MEANS, 3)
     assert (np.diff(np.bincount(labels[scores.argmax(1)])) <= 0).all()
 
 
@@ -157,8 +186,8 @@ def test_a_component_of_few_images_is_no_cluster(rng):
     sizes = [100, 100, 100, 100, 100, 100, 2]
     x = np.concatenate([rng.normal(c, 1, n) for c, n in zip(centres, sizes, strict=True)])
     scores = -((x[:, None] - centres) ** 2) / 2 + np.log(np.array(sizes) / sum(sizes))
-    clusters = merge(scores, 3)
+    clusters = merge(scores, centres[:, None], 3)
     assert len({clusters[0], clusters[2], clusters[4]}) == 3
     np.testing.assert_array_equal(clusters[:6:2], clusters[1:6:2])
     # As many clusters as there is room for: then it is one.
-    assert len(set(merge(scores, 7))) == 7
+    assert len(set(merge(scores, centres[:, None], 7))) == 7

@@ -36,7 +36,7 @@ def main():
     ]
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     for ax, (title, images) in zip(figure.subplots(2, 2).flat, panels, strict=True):
-        plot_images(images, image_shape=data.image_shape, n_columns=10, ax=ax)
+        plot_images(images, image_shape=data.image_shape, n_columns=10, ax=ax, vmin=0, vmax=1)
         ax.set_title(title)
     figure.savefig(options.output, dpi=100)
 

@@ -81,7 +81,7 @@ def main():
     ]
     for ax, (title, images) in zip(figure.subplots(2, 2).flat, panels, strict=True):
         side = round(images.shape[1] ** 0.5)
-        plot_images(images, image_shape=(side, side), ax=ax, n_columns=8)
+        plot_images(images, image_shape=(side, side), ax=ax, n_columns=8, vmin=0, vmax=1)
         ax.set_title(title)
     figure.savefig(options.output, dpi=80)
 

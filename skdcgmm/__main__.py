@@ -100,20 +100,20 @@ def _draw(flat: Any, deep: Any, data: Bunch, path: str, seed: int) -> None:
     halves = halves.reshape(_N_DRAWN, -1)
     panels: list[tuple[str, NDArray[np.floating[Any]]]] = [
         ("flat: component means", flat.means_[:_N_DRAWN]),
-        ("deep: ten clusters, a column each", np.stack(by_cluster, 1).reshape(_N_DRAWN, -1)),
         (
-            "flat: samples (temperature 1)",
-            np.random.default_rng(seed).permutation(flat.sample(_N_DRAWN)[0]),
+            "deep: samples of each cluster without noise",
+            np.stack(by_cluster, 1).reshape(_N_DRAWN, -1),
         ),
-        ("deep: samples (temperature 0)", deep.sample(_N_DRAWN, temperature=0)[0]),
-        ("test images, right half hidden", np.nan_to_num(halves, nan=0.5)),
+        ("flat: samples", np.random.default_rng(seed).permutation(flat.sample(_N_DRAWN)[0])),
+        ("deep: samples", deep.sample(_N_DRAWN)[0]),
+        ("test images, right half hidden", halves),
         ("deep: completed", deep.impute(halves)),
     ]
     with mpl.rc_context({"font.size": 10}):
         figure = Figure(figsize=(10, 7.5), layout="constrained")
         for ax, (title, images) in zip(figure.subplots(3, 2).flat, panels, strict=True):
             side = round(images.shape[1] ** 0.5)
-            plot_images(images, image_shape=(side, side), ax=ax)
+            plot_images(images, image_shape=(side, side), ax=ax, vmin=0, vmax=1)
             ax.set_title(title)
         figure.savefig(path, dpi=100)
 

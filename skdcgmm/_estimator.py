@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.base import ClusterMixin
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 
 from skdcgmm._features import FeaturesMixin
 from skdcgmm._incremental import IncrementalDCGMM
@@ -35,8 +35,8 @@ class DCGMMEstimator(ClusterMixin, FeaturesMixin, IncrementalDCGMM):
         all.
     layers : str or list, default="auto"
         The stack from the image upwards: a list of `ConvGMM` and `MaxPool`, or of (name, layer)
-        pairs; the name of a published architecture, "dcgmm-a" to "dcgmm-g", of which all but the
-        flat first need `objective="layerwise"`; or "auto", which chooses by objective, image size
+        pairs; the name of a published architecture, "dcgmm-a" to "dcgmm-g", meant for
+        `objective="layerwise"`; or "auto", which chooses by objective, image size
         and number of images; plain features get a flat mixture. Layers without a name are called
         `convgmm1`, `maxpool1`, `convgmm2`, ...
     image_shape : (int, int) or (int, int, int), default=None
@@ -200,8 +200,8 @@ class DCGMMEstimator(ClusterMixin, FeaturesMixin, IncrementalDCGMM):
         ----------
         X : array-like of shape (n_samples, n_features), (n_samples, height, width) or \
 (n_samples, height, width, channels), Tensor, Dataset or iterable of batches
-            Channels last, NaN where missing. It is computed with in single precision unless it is
-            in double. Arrays mapped from a file are read a batch at a time. A
+            Channels last, NaN where missing. float64 and wide integers are computed with in double
+            precision, all else in single. Arrays mapped from a file are read a batch at a time. A
             `torch.utils.data.Dataset`, a `DataLoader`, or any other iterable of batches that starts
             anew in every epoch is gone through once more to begin with; batches are arrays, or
             tuples that begin with one; with `image_shape=(height, width, channels)` they may be of
@@ -337,23 +337,30 @@ class DCGMMEstimator(ClusterMixin, FeaturesMixin, IncrementalDCGMM):
             random_state,
         )  # fmt: skip
 
-    def score(self, X: Any, y: Any = None) -> float:
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Mean log density of the images, whatever `score_method`; the larger the better.
 
         Parameters
         ----------
         X : array-like or Tensor, as in `fit`
         y : Ignored
+        sample_weight : array-like of shape (n_samples,), default=None
 
         Returns
         -------
         float
-            In nats and the units of X, comparable, at the same `reg_covar`, between any two joint
-            stacks and with `sklearn.mixture.GaussianMixture.score`.
+            In nats and the units of X: another scaler before the stack gives other densities.
+            Comparable, at the same `reg_covar`, between any two joint stacks; and with
+            `sklearn.mixture.GaussianMixture.score`, whose `reg_covar` is added to variances that it
+            only bounds here, to the disadvantage of that mixture.
 
         Raises
         ------
         ValueError
             If the model has no normalised density: a layer-wise one of several layers.
         """
-        return float(self._log_density(X).mean())
+        values = self._log_density(X)
+        if sample_weight is None:
+            return float(values.mean())
+        weight = _check_sample_weight(sample_weight, values, ensure_non_negative=True)
+        return float(np.average(values, weights=weight))

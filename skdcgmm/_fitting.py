@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -34,6 +36,8 @@ _IMAGE_REG_COVAR, _FEATURE_REG_COVAR = 0.5, 1e-6
 # Least number of passes over the data, and usual number of images that a stack starts from.
 _MIN_EPOCHS = 3
 _N_SEEDS = 256
+# Rows that are looked at for pixels, and the least side of images that would be taken for such.
+_N_LOOKED_AT, _LEAST_SIDE = 100, 8
 # Largest number of values in the images among which labels spread.
 _MAX_SPREAD_VALUES = 2**25
 
@@ -144,6 +148,21 @@ def same_stack(new: Network, old: Network) -> bool:
         for network in (new, old)
     ]
     return shapes[0] == shapes[1]
+
+
+def warn_of_pixels(images: Images | Stream) -> None:
+    """Warn if features are as many as the pixels of a square, and whole numbers as theirs are."""
+    side = math.isqrt(math.prod(images.shape))
+    if images.shape != (side**2, 1, 1) or side < _LEAST_SIDE or not isinstance(images, Images):
+        return
+    some = images.rows[:_N_LOOKED_AT]
+    if (some >= 0).all() and (some == np.rint(some)).all():
+        warnings.warn(
+            f"X has rows of {side**2} whole numbers, which are taken for plain features. If they "
+            f"are pixels, set image_shape=({side}, {side}); if not, name the flat mixture, for "
+            "instance layers=[ConvGMM(8)].",
+            stacklevel=2,
+        )
 
 
 def initialise(

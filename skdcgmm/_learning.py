@@ -162,10 +162,12 @@ class LearningDCGMM(CallbackSupportMixin, BaseDCGMM):
             notes.append("Rows are plain features; for images, set image_shape.")
         held_out = f", {last['validation_loss']:.4g} held out" if "validation_loss" in last else ""
         end = ", until it stood still" if self.converged_ else ""
-        notes.append(f"{self.n_iter_} epochs; loss {last['loss']:.4g}{held_out}{end}.")
+        notes.append(f"{self.n_iter_} epochs; log-likelihood {last['loss']:.4g}{held_out}{end}.")
         return self._network, notes
 
     def _start(self, images: Images | Stream, rng: np.random.RandomState) -> Network:
+        if isinstance(self.layers, str) and self.layers == "auto":
+            _fitting.warn_of_pixels(images)
         network = self._build(images)
         _fitting.initialise(network, images, self.reg_covar, rng)
         return network.to(check_device(self.device))

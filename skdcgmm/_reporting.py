@@ -86,7 +86,7 @@ class Report:
         """An epoch is done; whether a callback says that training is to end."""
         self._history.append(row)
         if not self._bar.disable:
-            figures = {"loss": f"{row['loss']:.4g}"}
+            figures = {"log-likelihood": f"{row['loss']:.4g}"}
             if "validation_loss" in row:
                 figures["held out"] = f"{row['validation_loss']:.4g}"
             top = list(self._network.mixtures)[-1]

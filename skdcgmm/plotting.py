@@ -1,4 +1,4 @@
-"""Pictures; matplotlib is imported only here, and only when something is drawn.
+"""Pictures; matplotlib is imported only when something is drawn.
 
 Displays are as scikit-learn's: `from_estimator` computes and draws, `plot` draws again, in other
 axes or another style, and `ax_` and `figure_` are where.
@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.utils.validation import check_is_fitted
 
+from skdcgmm._pictures import plot_images
+
 __all__ = [
     "InpaintingDisplay",
     "PrototypesDisplay",
@@ -20,61 +22,6 @@ __all__ = [
     "TrainingDisplay",
     "plot_images",
 ]
-
-# Colour of missing pixels, which no gray is taken for.
-_MISSING = (0.45, 0.6, 0.85)
-
-
-def plot_images(
-    X: ArrayLike,
-    *,
-    image_shape: tuple[int, ...],
-    n_columns: int = 10,
-    ax: Any = None,
-    vmin: float = 0.0,
-    vmax: float = 1.0,
-) -> Any:
-    """Draw images side by side in one axes.
-
-    Parameters
-    ----------
-    X : array-like of shape (n_images, n_features)
-    image_shape : (int, int) or (int, int, int)
-        Height, width and, if there are several, channels.
-    n_columns : int, default=10
-    ax : matplotlib Axes, default=None
-        None makes a new figure.
-    vmin, vmax : float, default=0.0, 1.0
-        Pixel values that are drawn black and white; values beyond are cut. Missing pixels, NaN, are
-        drawn in blue.
-
-    Returns
-    -------
-    matplotlib Axes
-    """
-    import matplotlib as mpl
-    import matplotlib.pyplot as plt
-
-    height, width, channels = (*image_shape, 1)[:3]
-    images = np.asarray(X, dtype=np.float64).reshape(-1, height, width, channels)
-    images = np.clip((images - vmin) / (vmax - vmin), 0, 1)
-    n_columns = min(n_columns, len(images))
-    n_rows = -(-len(images) // n_columns)
-    # One pixel of frame around each image, and empty cells after the last: beyond white.
-    canvas = np.full((n_rows * (height + 1) + 1, n_columns * (width + 1) + 1, channels), 2.0)
-    for i, image in enumerate(images):
-        top, left = (i // n_columns) * (height + 1) + 1, (i % n_columns) * (width + 1) + 1
-        canvas[top : top + height, left : left + width] = image
-    if ax is None:
-        _, ax = plt.subplots(figsize=(n_columns, n_rows), layout="constrained")
-    if channels == 1:
-        cmap = mpl.colormaps["gray"].with_extremes(bad=_MISSING, over="white")
-        ax.imshow(canvas[..., 0], cmap=cmap, vmin=0, vmax=1, interpolation="nearest")
-    else:
-        missing = np.isnan(canvas).any(-1, keepdims=True)
-        ax.imshow(np.where(missing, _MISSING, np.minimum(canvas, 1)), interpolation="nearest")
-    ax.set_axis_off()
-    return ax
 
 
 class _ImagesDisplay:
@@ -95,20 +42,19 @@ class _ImagesDisplay:
         ax : matplotlib Axes, default=None
             None makes a new figure.
         vmin, vmax : float, default=None
-            Pixel values that are drawn black and white. None: the 1st and 99th percentile.
+            As for `plot_images`.
 
         Returns
         -------
         self
         """
-        low, high = np.nanpercentile(self.images, [1, 99])
         self.ax_ = plot_images(
             self.images,
             image_shape=self.image_shape,
             n_columns=self.n_columns,
             ax=ax,
-            vmin=low if vmin is None else vmin,
-            vmax=max(high, low + 1e-9) if vmax is None else vmax,
+            vmin=vmin,
+            vmax=vmax,
         )
         self.figure_ = self.ax_.figure
         return self
@@ -315,7 +261,7 @@ class InpaintingDisplay(_ImagesDisplay):
 
 
 class TrainingDisplay:
-    """The loss by epoch, and the radii of a layer-wise training.
+    """The loss by epoch, a log-likelihood that training raises, and the radii if layer-wise.
 
     Parameters
     ----------
@@ -356,7 +302,8 @@ class TrainingDisplay:
         if not set(keys) <= set(columns):
             raise ValueError(f"keys must be columns of the history, {list(columns)}; got {keys!r}.")
         self.lines_ = [ax.plot(columns["epoch"], columns[key], label=key)[0] for key in keys]
-        ax.set(xlabel="epoch", ylabel="nats" if all(k.endswith("loss") for k in keys) else "")
+        losses = all(key.endswith("loss") for key in keys)
+        ax.set(xlabel="epoch", ylabel="log-likelihood in nats" if losses else "")
         ax.legend()
         self.ax_, self.figure_ = ax, ax.figure
         return self

@@ -8,12 +8,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn import config_context
 from sklearn.base import clone, is_clusterer
 from sklearn.datasets import make_blobs
 from sklearn.metrics import adjusted_rand_score
 from sklearn.mixture import GaussianMixture
-from sklearn.model_selection import GridSearchCV
-from sklearn.pipeline import Pipeline
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 
 from skdcgmm import ConvGMM, DCGMMEstimator, DCGMMOutlierDetector, MaxPool
@@ -566,3 +567,28 @@ def test_gpu_detects_and_merges(digits):
     assert set(det.predict(X)) == {-1, 1}
     est = DCGMMEstimator(10, image_shape=(8, 8), max_epochs=3, device="cuda").fit(X)
     assert est.predict_proba(X).shape == (len(X), 10)
+
+
+def test_rows_that_look_like_pixels_are_warned_of(digits):
+    X = np.rint(255 * digits[0][:100])
+    with pytest.warns(UserWarning, match=r"64 whole numbers, .* set image_shape=\(8, 8\)"):
+        DCGMMEstimator(max_epochs=1).fit(X)
+    # Neither features of other kinds, nor where the mixture is meant to be flat.
+    for features, layers in [(X / 255, "auto"), (X[:, 1:], "auto"), (X, [ConvGMM(2)])]:
+        DCGMMEstimator(layers=layers, max_epochs=1).fit(features)
+
+
+def test_score_is_a_weighted_mean(digits):
+    X = digits[0]
+    est = DCGMMEstimator(layers=[ConvGMM(3)], max_epochs=1, random_state=0).fit(X)
+    weight = np.random.default_rng(0).random(len(X))
+    expected = np.average(est.score_samples(X).astype(float), weights=weight)
+    assert est.score(X, sample_weight=weight) == pytest.approx(expected, rel=1e-6)
+    with pytest.raises(ValueError, match="sample_weight"):
+        est.score(X, sample_weight=weight[1:])
+    with config_context(enable_metadata_routing=True):
+        weighted = clone(est).set_fit_request(sample_weight=True)
+        weighted.set_score_request(sample_weight=True)
+        search = make_pipeline(weighted)
+        scores = cross_val_score(search, X, cv=2, params={"sample_weight": weight})
+    assert np.isfinite(scores).all()

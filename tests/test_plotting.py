@@ -29,7 +29,7 @@ def fitted(digits):
 
 def test_plot_images_lays_out_a_grid():
     images = np.stack([np.full((2, 3), i / 4) for i in range(5)])
-    ax = plot_images(images, image_shape=(2, 3), n_columns=4)
+    ax = plot_images(images, image_shape=(2, 3), n_columns=4, vmin=0, vmax=1)
     canvas = ax.images[0].get_array()
     assert canvas.shape == (2 * 3 + 1, 4 * 4 + 1)
     assert (canvas[1:3, 5:8] == 0.25).all()  # the second image
@@ -42,12 +42,23 @@ def test_plot_images_lays_out_a_grid():
 def test_missing_pixels_are_neither_gray_nor_frame(n_channels):
     image = np.linspace(0, 1, 4 * n_channels).reshape(1, 2, 2, n_channels)
     image[0, 1, 0, -1] = np.nan
-    ax = plot_images(image, image_shape=image.shape[1:])
+    ax = plot_images(image, image_shape=image.shape[1:], vmin=0, vmax=1)
     drawn = ax.images[0].to_rgba(ax.images[0].get_array())[..., :3]
     np.testing.assert_array_equal(drawn[[0, -1]], 1.0)
     np.testing.assert_allclose(drawn[1, 2], np.broadcast_to(image[0, 0, 1], 3), atol=1 / 255)
     red, green, blue = drawn[2, 1]
     assert red < green < blue < 1
+
+
+def test_images_of_any_scale_are_drawn_alike(digits):
+    X = digits[0][:5]
+    drawn = [plot_images(f * X, image_shape=(8, 8)).images[0].get_array() for f in (1, 255)]
+    np.testing.assert_allclose(*drawn, atol=1e-6)
+    with pytest.raises(ValueError, match=r"X must hold images of shape \(4, 8\), .* \(5, 64\)"):
+        plot_images(X, image_shape=(4, 8))
+    features = DCGMMEstimator(2, layers=[ConvGMM(2)], max_epochs=1).fit(X)
+    with pytest.raises(ValueError, match="Rows of plain features are no images"):
+        PrototypesDisplay.from_estimator(features)
 
 
 def cells(display, n_images):

@@ -26,7 +26,7 @@ ORDER = [
     "_validation", "_labels", "_stream", "_reporting", "_fitting", "_saving", "_base",
     "_learning", "_features", "_generative", "_incremental",
     "_estimator", "_detector", "_classifier", "",
-    "datasets", "plotting", "__main__",
+    "datasets", "_pictures", "plotting", "__main__",
 ]  # fmt: skip
 
 

@@ -37,7 +37,7 @@ def test_summary_adds_up(est):
     assert sum(counts) == est.n_parameters_
     assert f"{est.n_parameters_:,} parameters." in est.summary()
     assert f"5 clusters, merged from {len(est.clusters_)} components." in est.summary()
-    assert f"{est.n_iter_} epochs; loss {est.history_[-1]['loss']:.4g}, " in est.summary()
+    assert f"{est.n_iter_} epochs; log-likelihood {est.history_[-1]['loss']:.4g}, " in est.summary()
     assert f"{est.history_[-1]['validation_loss']:.4g} held out" in est.summary()
 
 
@@ -94,7 +94,11 @@ def test_progress_bar(digits, capsys):
     shown = printed.rsplit("\r", 1)[-1]
     assert "DCGMMEstimator: 100%" in shown
     assert f"{est.n_iter_}/3" in shown
-    for figure in ("loss=", "held out=", f"active={len(est.clusters_)}/{len(est.clusters_)}"):
+    for figure in (
+        "log-likelihood=",
+        "held out=",
+        f"active={len(est.clusters_)}/{len(est.clusters_)}",
+    ):
         assert figure in shown
     clone(est).set_params(verbose=0).fit(digits[0][:100])
     assert capsys.readouterr().err == ""

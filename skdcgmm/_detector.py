@@ -39,8 +39,8 @@ class DCGMMOutlierDetector(OutlierMixin, LearningDCGMM):
     Parameters
     ----------
     contamination : float, default=0.1
-        Share of outliers in the training images, in (0, 0.5]: the share that `predict` calls so. Of
-        new images, it calls more outliers, the more so the fewer images there were to learn from;
+        Share of the training images that `predict` calls outliers, in (0, 0.5]. Of new images, it
+        calls more so, the more the fewer images there were to learn from: most, of few thousand;
         `validation_fraction` mends that.
     layers, image_shape, objective
         The stack, as for `DCGMMEstimator`.
@@ -136,7 +136,7 @@ class DCGMMOutlierDetector(OutlierMixin, LearningDCGMM):
         ----------
         X : array-like of shape (n_samples, n_features), (n_samples, height, width) or \
 (n_samples, height, width, channels), Tensor, Dataset or iterable of batches
-            As for `DCGMMEstimator`. Outliers of one kind among them are learnt as normal.
+            As for `DCGMMEstimator`. They should be normal: outliers are learnt from like others.
         y : Ignored
 
         Returns
@@ -159,8 +159,8 @@ class DCGMMOutlierDetector(OutlierMixin, LearningDCGMM):
         Parameters
         ----------
         X : array-like or Tensor, as in `fit`
-            Normal images, or with a share `contamination` of outliers. Of more than 10 000, as
-            many are drawn.
+            Normal images that `fit` has not seen, or with a share `contamination` of outliers. Of
+            more than 10 000, as many are drawn.
         score_method : str, default=None
             The score from now on; None is the parameter of that name.
 

@@ -2,8 +2,8 @@
 MNIST, or images of your own
 ============================
 
-This one is not run with the documentation: 60 000 images of 28 x 28 pixels take about a minute and
-a half on two cores. ``mnist.npz`` is read from the folder that the environment variable
+This one is not run with the documentation: 60 000 images of 28 x 28 pixels take about a minute
+on two idle cores. ``mnist.npz`` is read from the folder that the environment variable
 ``SKDCGMM_DATA`` names, or else fetched from OpenML. Put other images in place of ``data.X_train``:
 an array of shape (n, height, width) or (n, height, width, channels), of any scale.
 """

@@ -15,9 +15,9 @@ from sklearn.model_selection import GridSearchCV, KFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 
-from skdcgmm import DCGMMOutlierDetector
+from skdcgmm import DCGMMEstimator, DCGMMOutlierDetector
 from skdcgmm.datasets import load_images
-from skdcgmm.plotting import SamplesDisplay
+from skdcgmm.plotting import SamplesDisplay, plot_images
 
 data = load_images("digits")
 normal = data.X_train[data.y_train != 0]
@@ -74,3 +74,27 @@ print(search.best_params_, search.cv_results_["mean_test_score"].round(3))
 # The test images of lowest score, the lowest first.
 order = np.argsort(model.score_samples(data.X_test))
 SamplesDisplay.from_images(data.X_test[order[:30]], image_shape=data.image_shape, n_columns=15)
+
+# %%
+# Where is an image unlikely? Its log density, less that without a part, is the log density of that
+# part given the rest. In each of these images, two by two pixels are inverted; below, the log
+# densities of all such parts.
+est = DCGMMEstimator(image_shape=data.image_shape, max_epochs=40, random_state=0)
+est.fit(data.X_train)
+images = data.X_test[:10].reshape(-1, 4, 2, 4, 2).copy()
+rng = np.random.default_rng(0)
+damaged = rng.integers(4, size=(10, 2))
+parts = np.empty((10, 4, 4))
+for image, (row, column) in zip(images, damaged, strict=True):
+    image[row, :, column] = 1 - image[row, :, column]
+whole = est.score_samples(images.reshape(10, 64))
+for row, column in np.ndindex(4, 4):
+    holes = images.copy()
+    holes[:, row, :, column] = np.nan
+    parts[:, row, column] = whole - est.score_samples(holes.reshape(10, 64))
+lowest = np.column_stack(np.unravel_index(parts.reshape(10, 16).argmin(1), (4, 4)))
+print("found:", (lowest == damaged).all(1).sum(), "of 10")
+
+fig, axes = plt.subplots(2, 1, figsize=(10, 2.2), layout="constrained")
+for ax, shown in zip(axes, (images, parts.repeat(2, 1).repeat(2, 2)), strict=True):
+    plot_images(shown.reshape(10, 64), image_shape=data.image_shape, ax=ax)

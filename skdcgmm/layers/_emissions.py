@@ -94,7 +94,9 @@ class Emission(nn.Module):
         weights = distance + _SEED_FLOOR * distance.mean(1, keepdim=True) + 1e-12  # (P, M)
         weights = torch.ones_like(weights) if whole else weights
         # Gumbel noise draws without replacement; `multinomial` allows only 2^24 candidates.
-        uniform = torch.rand(weights.shape, generator=generator, device=generator.device)
+        uniform = torch.rand(
+            weights.shape, generator=generator, dtype=torch.float32, device=generator.device
+        )
         noise = -(-uniform.clamp_min(1e-30).log()).log()  # (P, M)
         order = (weights.log() + noise.to(weights)).argsort(1, descending=True)  # (P, M)
         # More components than windows, which weights of zero may leave, share them.

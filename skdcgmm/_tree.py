@@ -208,8 +208,9 @@ class JointNetwork(Network):
     @torch.no_grad()
     def component_means(self) -> Tensor:
         """Mean image of each top component, (K, C, H, W)."""
-        each = torch.eye(self.top.n_components).to(self.scale)[:, :, None, None]  # (K, K, 1, 1)
-        return self._mean(next(iter(self._weights_below(each).values())))
+        device, dtype = self.scale.device, self.scale.dtype
+        each = torch.eye(self.top.n_components, device=device, dtype=dtype)  # (K, K)
+        return self._mean(next(iter(self._weights_below(each[..., None, None]).values())))
 
     def impute_mean(self, x: Tensor) -> Tensor:
         """Images with each missing pixel at its mean given the observed ones, (N, C, H, W)."""

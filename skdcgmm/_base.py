@@ -16,6 +16,7 @@ from torch import Tensor
 
 from skdcgmm import _packing, _saving
 from skdcgmm._composition import LayersMixin
+from skdcgmm._gaussian import ordinary_tensors
 from skdcgmm._images import FloatArray, Images
 from skdcgmm._network import Network
 from skdcgmm._parameters import FittedParametersMixin
@@ -84,8 +85,9 @@ class BaseDCGMM(FittedParametersMixin, LayersMixin):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if "_network" in state:
-            self._network = _packing.unpack(state["_network"])
-            self._progress = _packing.tensors_of(state["_progress"])
+            with ordinary_tensors():
+                self._network = _packing.unpack(state["_network"])
+                self._progress = _packing.tensors_of(state["_progress"])
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fitted estimator to a file that holds no code, only arrays and plain values.
@@ -193,7 +195,8 @@ class BaseDCGMM(FittedParametersMixin, LayersMixin):
             device = check_device(self.device)
         except ValueError:  # `fit` reports it; a model from a GPU also works without one
             return self._network
-        return self._network.to(device)
+        with ordinary_tensors():
+            return self._network.to(device)
 
     @staticmethod
     def _mixture_name(network: Network, parameter: str, value: int | str) -> str:

@@ -20,6 +20,7 @@ from skdcgmm import _distributed, _fitting, _summary
 from skdcgmm._base import BaseDCGMM
 from skdcgmm._checkpoint import Checkpoint
 from skdcgmm._fitting import Result, Settings
+from skdcgmm._gaussian import ordinary_tensors
 from skdcgmm._images import Images
 from skdcgmm._network import Network
 from skdcgmm._reporting import Report
@@ -65,7 +66,8 @@ class LearningDCGMM(CallbackSupportMixin, BaseDCGMM):
     def _unchanged_on_failure(self) -> Iterator[None]:
         before = self.__dict__.copy()
         try:
-            yield
+            with ordinary_tensors():
+                yield
         except BaseException:
             self.__dict__ = before
             raise

@@ -29,6 +29,7 @@ from skdcgmm._stream import Stream, is_stream
 from skdcgmm._training import OBJECTIVES, HistoryRow, Outcome
 from skdcgmm._validation import (
     check_batch,
+    check_bool,
     check_checkpoint,
     check_choice,
     check_device,
@@ -94,6 +95,9 @@ class LearningDCGMM(CallbackSupportMixin, BaseDCGMM):
             "validation_fraction", self.validation_fraction, low=0, high=1, open_low=True,
             optional="no validation",
         )  # fmt: skip
+        check_bool("warm_start", self.warm_start)
+        if not isinstance(self.verbose, bool):
+            check_number("verbose", self.verbose, low=0, integer=True)
         check_checkpoint(self.checkpoint, self.checkpoint_minutes)
         check_device(self.device)
 

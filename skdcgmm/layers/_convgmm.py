@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -104,6 +105,8 @@ class ConvGMM(LayerSpec):
                 f"{name}__covariance_type must be one of {COVARIANCE_TYPES}; "
                 f"got {self.covariance_type!r}."
             )
+        if not isinstance(self.shared, bool | np.bool_):
+            raise TypeError(f"{name}__shared must be True or False; got {self.shared!r}.")
         rows, columns = grid_size(input_shape[1:], kernel, stride)
         positions = (1, 1) if self.shared else (rows, columns)
         spherical = self.covariance_type == "spherical"

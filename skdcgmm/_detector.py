@@ -19,7 +19,7 @@ from skdcgmm._images import FloatArray, Images
 from skdcgmm._learning import LearningDCGMM
 from skdcgmm._network import Network
 from skdcgmm._outliers import CALIBRATIONS, N_CALIBRATION, Calibration, views
-from skdcgmm._stream import Stream
+from skdcgmm._stream import Stream, refuse_stream
 from skdcgmm._tree import JointNetwork
 from skdcgmm._validation import answer, check_number
 
@@ -152,6 +152,30 @@ class DCGMMOutlierDetector(OutlierMixin, LearningDCGMM):
         with self._unchanged_on_failure():
             self._fit(X, y)
         return self
+
+    def fit_predict(self, X: Any, y: Any = None, **kwargs: Any) -> NDArray[Any]:
+        """Train the stack, and say whether each image is an outlier.
+
+        Parameters
+        ----------
+        X : array-like or Tensor, as in `fit`
+        y : Ignored
+        **kwargs
+            Of `fit`.
+
+        Returns
+        -------
+        ndarray or Tensor of shape (n_samples,)
+            -1 for outliers, 1 for the others.
+
+        Raises
+        ------
+        TypeError
+            If X comes in batches, whose order may change.
+        """
+        refuse_stream(X, "fit_predict", "fit, then predict")
+        predicted: NDArray[Any] = super().fit_predict(X, y, **kwargs)
+        return predicted
 
     def calibrate(self, X: Any, score_method: str | None = None) -> Self:
         """Learn anew how normal images score, without training the stack again.

@@ -227,7 +227,8 @@ class LearningDCGMM(CallbackSupportMixin, BaseDCGMM):
                 default = OBJECTIVES[self.objective].learning_rate
                 raise ValueError(
                     f"learning_rate={self.learning_rate or default} made training diverge: "
-                    f"{error}. Choose a smaller one; the default is {default}."
+                    f"{error}. Choose a smaller one; the default is {default}. Or look for extreme "
+                    "values in X, which do the same."
                 ) from error
             if stream and progress:
                 result.outcome.history[0]["epoch"] = len(self.history_) + 1

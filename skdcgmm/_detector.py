@@ -294,6 +294,7 @@ class DCGMMOutlierDetector(OutlierMixin, LearningDCGMM):
         self._calibration: Calibration | None = None
         if self._method in CALIBRATIONS:
             statistics = self._statistics(images)
+            _check_finite(statistics)
             make = CALIBRATIONS[self._method]
             self._calibration = make().fit(statistics, rng)
             scores = self._calibration.score(statistics)
@@ -305,6 +306,7 @@ class DCGMMOutlierDetector(OutlierMixin, LearningDCGMM):
                     scores[new] = make().fit(statistics[learnt], rng).score(statistics[new])
         else:
             scores = self._scores(images)
+            _check_finite(scores)
         self.offset_ = float(np.quantile(scores, self.contamination))
 
     def _statistics(self, images: Images) -> FloatArray:
@@ -319,3 +321,12 @@ class DCGMMOutlierDetector(OutlierMixin, LearningDCGMM):
         if self._calibration is None:
             return self._score_images(images, self._method, self._layer)
         return self._calibration.score(self._statistics(images))
+
+
+def _check_finite(scores: FloatArray) -> None:
+    """Raise an error if images have none that tell how normal ones score."""
+    if not np.isfinite(scores).all():
+        raise ValueError(
+            "X has images with values so far from those of fit that their densities overflow, "
+            "which tell nothing of how normal ones score. Leave them out."
+        )

@@ -161,7 +161,7 @@ class Network(nn.Module):
 
     def cluster_probabilities(self, x: Tensor) -> Tensor:
         """Posterior of the clusters: the responsibilities of their components, (N, n_clusters)."""
-        posterior = self.scores(x).softmax(1)  # (N, K)
+        posterior = _categorical.posterior(self.scores(x))  # (N, K)
         if self.n_clusters == self.top.n_components:
             return posterior
         return posterior @ self.cluster_tables
@@ -261,7 +261,7 @@ class LayerwiseNetwork(Network):
     def responsibilities(self, x: Tensor, names: Sequence[str]) -> list[Tensor]:
         """Responsibilities of the components of mixture layers, each (N, K, rows, columns)."""
         by_name = {
-            name: (log_prob + layer.log_weights).softmax(1)
+            name: _categorical.responsibilities(log_prob + layer.log_weights)
             for name, layer, log_prob in self.climb(x)
         }
         return [by_name[name] for name in names]

@@ -194,13 +194,13 @@ class MixtureLayer(Layer):
         """
         return self.emission.log_prob(x, self.stride, complete)
 
-    def scores(self, x: Tensor) -> Tensor:
-        """Log of weight times density: (N, *input_shape) to (N, K, rows, columns)."""
-        return self.log_prob(x) + self.log_weights
+    def responsibilities(self, log_prob: Tensor) -> Tensor:
+        """Responsibilities of the components given log densities (N, K, rows, columns)."""
+        return _categorical.responsibilities(log_prob + self.log_weights)
 
     def forward(self, x: Tensor) -> Tensor:
         """Responsibilities of the components for each window, (N, K, rows, columns)."""
-        return _categorical.responsibilities(self.scores(x))
+        return self.responsibilities(self.log_prob(x))
 
     def down(self, control: Tensor, generation: Generation) -> Tensor:
         """Draw a component for each window from the control, then what it emits."""

@@ -8,7 +8,7 @@ drawn). Gaussians emit numbers, such as pixels.
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ _SEED_NOISE = 0.1
 _SEED_FLOOR = 0.01
 
 
-class Emission(nn.Module):
+class Emission(nn.Module, ABC):
     """What the components of a mixture layer emit.
 
     Parameters

@@ -31,8 +31,8 @@ def grid_shape(n_components: int) -> tuple[int, int]:
 def grid_distances(n_components: int) -> Tensor:
     """Squared distances (K, K) between the cells of the periodic grid."""
     a, b = grid_shape(n_components)
-    index = torch.arange(n_components)
-    total = torch.zeros(n_components, n_components)
+    index = torch.arange(n_components, device="cpu")
+    total = torch.zeros(n_components, n_components, device="cpu")
     for coordinate, period in ((index // b, a), (index % b, b)):
         difference = (coordinate[:, None] - coordinate).abs()
         total += torch.minimum(difference, period - difference).square()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from skdcgmm import _packing, _saving
 from skdcgmm._composition import LayersMixin
+from skdcgmm._gaussian import ordinary_tensors
 from skdcgmm._images import FloatArray, Images
 from skdcgmm._network import Network
 from skdcgmm._parameters import FittedParametersMixin
@@ -84,8 +85,9 @@ class BaseDCGMM(FittedParametersMixin, LayersMixin):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if "_network" in state:
-            self._network = _packing.unpack(state["_network"])
-            self._progress = _packing.tensors_of(state["_progress"])
+            with ordinary_tensors():
+                self._network = _packing.unpack(state["_network"])
+                self._progress = _packing.tensors_of(state["_progress"])
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fitted estimator to a file that holds no code, only arrays and plain values.
@@ -175,7 +177,7 @@ class BaseDCGMM(FittedParametersMixin, LayersMixin):
             raise ValueError("its clusters are out of range")
         blank = np.zeros((1, n_values), network.shift.numpy().dtype)
         images = Images(blank, network.image_shape, self._row_shape)
-        scores = self._map(images, lambda network, x: network.cluster_probabilities(x))
+        scores = self._map(images, lambda network, x: network.scores(x).amax(1))
         if not np.isfinite(scores).all() or len(self._predict_images(images)) != 1:
             raise ValueError("it gives no finite scores")
 
@@ -193,7 +195,8 @@ class BaseDCGMM(FittedParametersMixin, LayersMixin):
             device = check_device(self.device)
         except ValueError:  # `fit` reports it; a model from a GPU also works without one
             return self._network
-        return self._network.to(device)
+        with ordinary_tensors():
+            return self._network.to(device)
 
     @staticmethod
     def _mixture_name(network: Network, parameter: str, value: int | str) -> str:
@@ -221,7 +224,15 @@ class BaseDCGMM(FittedParametersMixin, LayersMixin):
 
     def _map(self, images: Images, function: Callable[[Network, Tensor], Tensor]) -> NDArray[Any]:
         network = self._network_in_place()
-        return images.map(lambda x: function(network, x), network.scale, network.numbers_per_image)
+        try:
+            return images.map(
+                lambda x: function(network, x), network.scale, network.numbers_per_image
+            )
+        except FloatingPointError as error:
+            raise ValueError(
+                "X has values so far from those of fit that the densities of an image overflow, "
+                "and no cluster is likelier than another. Look for extreme values in X."
+            ) from error
 
     def _map_joint(
         self, images: Images, purpose: str, function: Callable[[JointNetwork, Tensor], Tensor]
@@ -248,15 +259,17 @@ class BaseDCGMM(FittedParametersMixin, LayersMixin):
         return self._map(images, lambda network, x: network.cluster_probabilities(x).argmax(1))
 
     def _score_images(self, images: Images, method: str, score_layer: int | str) -> FloatArray:
-        """Score of each image by one of `SCORE_METHODS`."""
+        """Score of each image by one of `SCORE_METHODS`; that of one beyond all is -inf."""
+        purpose = f"score_method={method!r}"
         if method == "layer":
             layer = self._mixture_name(self._network, "score_layer", score_layer)
-            return self._map(images, lambda network, x: network.layer_log_prob(x, layer))
-        purpose = f"score_method={method!r}"
-        if method == "density":
-            return self._map_joint(images, purpose, lambda network, x: network.log_prob(x))
-        check_deep(self._network, purpose)
-        return self._map_joint(images, purpose, lambda network, x: network.contrast(x))
+            scores = self._map(images, lambda network, x: network.layer_log_prob(x, layer))
+        elif method == "density":
+            scores = self._map_joint(images, purpose, lambda network, x: network.log_prob(x))
+        else:
+            check_deep(self._network, purpose)
+            scores = self._map_joint(images, purpose, lambda network, x: network.contrast(x))
+        return np.where(np.isfinite(scores), scores, -np.inf)
 
     def _log_density(self, X: Any) -> FloatArray:
         """Log density of each image, in double precision."""

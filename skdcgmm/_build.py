@@ -49,6 +49,7 @@ def build(specs: NamedSpecs, image_shape: Shape, *, joint: bool) -> Network:
             emission = FlooredGaussianEmission if first else partial(CategoricalEmission, pool=pool)
         layer = spec.build(name, shape, emission)
         if joint:
+            _check_kind(name, layer)
             _check_tiling(name, layer)
             pooled = isinstance(layer, PoolLayer)
             height, width = layer.kernel
@@ -73,6 +74,14 @@ def build(specs: NamedSpecs, image_shape: Shape, *, joint: bool) -> Network:
         for mixture in list(network.mixtures.values())[:-1]:
             mixture.logits = None  # weights follow from the tables above
     return network
+
+
+def _check_kind(name: str, layer: Layer) -> None:
+    if not isinstance(layer, MixtureLayer | PoolLayer):
+        raise ValueError(
+            f"{name!r} is a {type(layer).__name__}, which a joint density has no part for: it "
+            "knows of ConvGMM and MaxPool. Choose objective='layerwise'."
+        )
 
 
 def _check_tiling(name: str, layer: Layer) -> None:

@@ -50,6 +50,24 @@ def responsibilities(scores: Tensor) -> Tensor:
     return (likelihoods / likelihoods.sum(2, keepdim=True)).permute(3, 2, 0, 1)
 
 
+def posterior(scores: Tensor) -> Tensor:
+    """Softmax over the components of scores (N, K).
+
+    Raises
+    ------
+    FloatingPointError
+        If all scores of an image have overflowed, which then tell nothing of its component.
+    """
+    return check_finite(scores.softmax(1))
+
+
+def check_finite(values: Tensor) -> Tensor:
+    """The values themselves, or a FloatingPointError if densities have overflowed."""
+    if not values.isfinite().all():
+        raise FloatingPointError("densities overflow")
+    return values
+
+
 def _likelihoods(scores: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     """The largest score along an axis, and exponentials of what others differ from it."""
     largest = scores.detach().amax(axis, keepdim=True)

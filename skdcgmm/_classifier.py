@@ -274,7 +274,8 @@ checkpoint, checkpoint_minutes
             if y is not None:
                 raise ValueError("sample(y=...) needs a classifier with readout='joint'.")
             rows, _ = self._sample(n_samples, network.cluster_tables, None, *drawing)
-            return rows, self.predict(rows)
+            images = Images(rows.reshape(n_samples, -1), network.image_shape, self._row_shape)
+            return rows, self._predict_images(images)
         label = None
         if y is not None:
             if np.ndim(y) or y not in self.classes_:
@@ -294,15 +295,16 @@ checkpoint, checkpoint_minutes
     def _check_parameters(self) -> None:
         super()._check_parameters()
         check_choice("readout", self.readout, READOUTS)
+        if self.readout == "joint" and self.objective != "joint":
+            raise ValueError(
+                "readout='joint' needs objective='joint', which trains its table of classes; got "
+                f"{self.objective!r}. Choose readout='linear', or objective='joint'."
+            )
 
     def _build(self, images: Images | Stream) -> Network:
         network = super()._build(images)
         if self.readout == "joint":
-            if not isinstance(network, JointNetwork):
-                raise ValueError(
-                    "readout='joint' needs one density over images, which a layer-wise stack of "
-                    "several layers has not. Choose readout='linear', or objective='joint'."
-                )
+            assert isinstance(network, JointNetwork)
             network.add_classes(len(self.classes_))
         return network
 

@@ -19,7 +19,7 @@ from skdcgmm._images import FloatArray, Images
 from skdcgmm._learning import LearningDCGMM
 from skdcgmm._network import Network
 from skdcgmm._outliers import CALIBRATIONS, N_CALIBRATION, Calibration, views
-from skdcgmm._stream import Stream
+from skdcgmm._stream import Stream, refuse_stream
 from skdcgmm._tree import JointNetwork
 from skdcgmm._validation import answer, check_number
 
@@ -153,6 +153,30 @@ class DCGMMOutlierDetector(OutlierMixin, LearningDCGMM):
             self._fit(X, y)
         return self
 
+    def fit_predict(self, X: Any, y: Any = None, **kwargs: Any) -> NDArray[Any]:
+        """Train the stack, and say whether each image is an outlier.
+
+        Parameters
+        ----------
+        X : array-like or Tensor, as in `fit`
+        y : Ignored
+        **kwargs
+            Of `fit`.
+
+        Returns
+        -------
+        ndarray or Tensor of shape (n_samples,)
+            -1 for outliers, 1 for the others.
+
+        Raises
+        ------
+        TypeError
+            If X comes in batches, whose order may change.
+        """
+        refuse_stream(X, "fit_predict", "fit, then predict")
+        predicted: NDArray[Any] = super().fit_predict(X, y, **kwargs)
+        return predicted
+
     def calibrate(self, X: Any, score_method: str | None = None) -> Self:
         """Learn anew how normal images score, without training the stack again.
 
@@ -270,6 +294,7 @@ class DCGMMOutlierDetector(OutlierMixin, LearningDCGMM):
         self._calibration: Calibration | None = None
         if self._method in CALIBRATIONS:
             statistics = self._statistics(images)
+            _check_finite(statistics)
             make = CALIBRATIONS[self._method]
             self._calibration = make().fit(statistics, rng)
             scores = self._calibration.score(statistics)
@@ -281,6 +306,7 @@ class DCGMMOutlierDetector(OutlierMixin, LearningDCGMM):
                     scores[new] = make().fit(statistics[learnt], rng).score(statistics[new])
         else:
             scores = self._scores(images)
+            _check_finite(scores)
         self.offset_ = float(np.quantile(scores, self.contamination))
 
     def _statistics(self, images: Images) -> FloatArray:
@@ -295,3 +321,12 @@ class DCGMMOutlierDetector(OutlierMixin, LearningDCGMM):
         if self._calibration is None:
             return self._score_images(images, self._method, self._layer)
         return self._calibration.score(self._statistics(images))
+
+
+def _check_finite(scores: FloatArray) -> None:
+    """Raise an error if images have none that tell how normal ones score."""
+    if not np.isfinite(scores).all():
+        raise ValueError(
+            "X has images with values so far from those of fit that their densities overflow, "
+            "which tell nothing of how normal ones score. Leave them out."
+        )

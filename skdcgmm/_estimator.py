@@ -14,7 +14,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 
 from skdcgmm._features import FeaturesMixin
 from skdcgmm._incremental import IncrementalDCGMM
-from skdcgmm._stream import is_stream
+from skdcgmm._stream import refuse_stream
 from skdcgmm._validation import answer, check_number
 
 
@@ -252,9 +252,7 @@ class DCGMMEstimator(ClusterMixin, FeaturesMixin, IncrementalDCGMM):
         TypeError
             If X comes in batches, whose order may change.
         """
-        if is_stream(X):
-            kind = type(X).__name__
-            raise TypeError(f"fit_predict needs an array; got {kind}. Call fit, then predict.")
+        refuse_stream(X, "fit_predict", "fit, then predict")
         return self.fit(X, y, **kwargs).labels_
 
     def predict(self, X: Any) -> Any:

@@ -14,6 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from skdcgmm._learning import LearningDCGMM
 from skdcgmm._network import Network
+from skdcgmm._stream import refuse_stream
 from skdcgmm._validation import answer
 
 
@@ -21,6 +22,29 @@ class FeaturesMixin(TransformerMixin, LearningDCGMM):
     """What makes features of responsibilities."""
 
     transform_layers: int | str | Sequence[int | str] | None
+
+    def fit_transform(self, X: Any, y: Any = None, **fit_params: Any) -> Any:
+        """Train the stack, and return the responsibilities as features.
+
+        Parameters
+        ----------
+        X : array-like or Tensor, as in `fit`
+        y : Ignored
+        **fit_params
+            Of `fit`.
+
+        Returns
+        -------
+        ndarray or Tensor of shape (n_samples, n_features_out)
+            As of `transform`.
+
+        Raises
+        ------
+        TypeError
+            If X comes in batches, whose order may change.
+        """
+        refuse_stream(X, "fit_transform", "fit, then transform")
+        return super().fit_transform(X, y, **fit_params)
 
     def transform(self, X: Any) -> Any:
         """Responsibilities of the clusters, or of the components of chosen layers, as features.

@@ -17,7 +17,7 @@ from skdcgmm import _build, _distributed, _presets, _spreading
 from skdcgmm._batch import Batch
 from skdcgmm._checkpoint import Checkpoint
 from skdcgmm._composition import check_layers, name_layers
-from skdcgmm._gaussian import exact_products
+from skdcgmm._gaussian import computing
 from skdcgmm._images import Images, sample_size
 from skdcgmm._merging import merge
 from skdcgmm._network import Network
@@ -189,14 +189,14 @@ def initialise(
     if reg_covar is None:
         floor = variance * (_FEATURE_REG_COVAR if plain else _IMAGE_REG_COVAR)
     network.to(images.dtype)
-    network.shift = torch.as_tensor(mean).to(network.shift)
-    network.scale = torch.as_tensor(scale).to(network.scale)
-    relative = torch.as_tensor(floor / scale**2)
+    network.shift = torch.as_tensor(mean, device="cpu").to(network.shift)
+    network.scale = torch.as_tensor(scale, device="cpu").to(network.scale)
+    relative = torch.as_tensor(floor / scale**2, device="cpu")
     network.first.gaussian.set_min_variance(relative.flatten() if relative.ndim else relative)
     largest = max(layer.n_components for layer in network.mixtures.values())
     n_seeds = min(_N_SEEDS, Images.batch_size(network.numbers_per_image))
     seeds = images.sample(max(n_seeds, 2 * largest), rng, weighted=True)
-    with exact_products(network.scale.device):
+    with computing(network.scale.device):
         network.initialise(seeds.tensor(slice(None), network.scale), make_generator(rng))
     _distributed.same_start(network)
 
@@ -238,7 +238,7 @@ def spread_labels(images: Images, rng: np.random.RandomState, device: torch.devi
     order = order[np.argsort(y[order] < 0, kind="stable")]
     order = order[: min(sample_size(images.shape), _MAX_SPREAD_VALUES // images.rows.shape[1])]
     like = torch.zeros((), dtype=images.dtype, device=device)
-    with exact_products(device):
+    with computing(device):
         y[order] = _spreading.spread(images.collect(order).tensor(slice(None), like), y[order])
     return replace(images, y=images.of_own(y))
 
@@ -312,7 +312,7 @@ def train_network(
         if checkpoint is not None:
             checkpoint.note(network, training, reached)
 
-    with exact_products(network.scale.device):
+    with computing(network.scale.device):
         outcome = train(
             training,
             network,

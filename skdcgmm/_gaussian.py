@@ -8,8 +8,9 @@ Means are (P, K, D): P positions (one if shared), K components, D values in a wi
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -26,24 +27,89 @@ Terms = list[tuple[Tensor, Tensor]]
 
 
 @contextmanager
-def exact_products(device: torch.device) -> Iterator[None]:
-    """Keep products exact and reproducible while in this context.
+def ordinary_tensors() -> Iterator[None]:
+    """Leave inference mode, whose tensors no gradient may pass ever after."""
+    with_gradients = torch.is_grad_enabled()  # which leaving inference mode would switch on
+    with torch.inference_mode(False), torch.set_grad_enabled(with_gradients):
+        yield
+
+
+@contextmanager
+def computing(device: torch.device) -> Iterator[None]:
+    """Compute exactly and reproducibly while in this context, whatever modes the caller is in.
 
     The expanded square does not survive the ten bits of TF32, nor those of bfloat16.
     """
-    precision = torch.get_float32_matmul_precision()
-    if precision != "highest":
-        torch.set_float32_matmul_precision("highest")
-    try:
+    with ExitStack() as stack:
+        stack.enter_context(ordinary_tensors())
+        if torch.amp.is_autocast_available(device.type):
+            stack.enter_context(torch.autocast(device.type, enabled=False))
+        stack.enter_context(_exact)
         if device.type == "cuda":
-            cudnn = torch.backends.cudnn
-            with cudnn.flags(enabled=cudnn.enabled, deterministic=True, allow_tf32=False):
-                yield
-        else:
-            yield
-    finally:
-        if precision != "highest":
-            torch.set_float32_matmul_precision(precision)
+            stack.enter_context(_deterministic)
+        yield
+
+
+class _ProcessWide:
+    """Settings of the whole process, made by the first thread to enter, unmade by the last out.
+
+    Parameters
+    ----------
+    settings : list of (object, str, object)
+        Owner, name and value of each. What they were is read once those before are made.
+    """
+
+    def __init__(self, settings: list[tuple[Any, str, Any]]) -> None:
+        self._settings = settings
+        self._before: list[Any] = []
+        self._n_inside = 0
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._n_inside == 0:
+                self._before = []
+                for owner, name, value in self._settings:
+                    self._before.append(getattr(owner, name))
+                    setattr(owner, name, value)
+            self._n_inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._n_inside -= 1
+            if self._n_inside == 0:
+                for (owner, name, _), value in zip(self._settings, self._before, strict=True):
+                    setattr(owner, name, value)
+
+
+class _Legacy:
+    """The precision of products where torch has but one, before 2.9."""
+
+    @property
+    def precision(self) -> str:
+        return torch.get_float32_matmul_precision()
+
+    @precision.setter
+    def precision(self, value: str) -> None:
+        torch.set_float32_matmul_precision(value)
+
+
+def _exactness() -> list[tuple[Any, str, Any]]:
+    backends: Any = torch.backends
+    cuda, cudnn, mkldnn = backends.cuda.matmul, backends.cudnn, backends.mkldnn
+    if not hasattr(cuda, "fp32_precision"):
+        return [(_Legacy(), "precision", "highest"), (cudnn, "allow_tf32", False)]
+    # Once the general settings are away, the particular ones show what is their own.
+    general, particular = (backends, cudnn), (cuda, cudnn.conv, mkldnn.matmul, mkldnn.conv)
+    return [(owner, "fp32_precision", "none") for owner in general] + [
+        (owner, "fp32_precision", "ieee") for owner in particular
+    ]
+
+
+_exact = _ProcessWide(_exactness())
+_deterministic = _ProcessWide(
+    [(torch.backends.cudnn, "deterministic", True), (torch.backends.cudnn, "benchmark", False)]
+)
 
 
 def log_prob(

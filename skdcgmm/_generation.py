@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from skdcgmm import _categorical
-from skdcgmm._gaussian import exact_products
+from skdcgmm._gaussian import computing
 from skdcgmm._network import Network
 from skdcgmm.layers import Generation
 
@@ -48,27 +48,30 @@ def sample(
     images : Tensor of shape (n_samples, C, H, W), on the CPU
     labels : Tensor of shape (n_samples,), on the CPU
     """
-    log_weights = network.top.log_weights.flatten()  # (K,)
-    if label is not None:
-        log_weights = log_weights + tables[:, label].log()
-    weights = log_weights.softmax(0)
-    components = _categorical.sample(weights.expand(n_samples, -1), generation.generator)
-    images = []
-    for part in torch.split(components, batch_size):
-        drawn = network.down(part, generation)  # (N, C, H, W)
-        images.append(sharp(network, drawn, sharpening_steps).cpu())
-    if label is not None:
-        labels = torch.full_like(components, label)
-    else:
-        labels = _categorical.sample(tables[components], generation.generator)
-    return torch.cat(images), labels.cpu()
+    with computing(network.scale.device):
+        log_weights = network.top.log_weights.flatten()  # (K,)
+        if label is not None:
+            log_weights = log_weights + tables[:, label].log()
+        weights = log_weights.softmax(0)
+        components = torch.multinomial(
+            weights, n_samples, replacement=True, generator=generation.generator
+        )  # (n_samples,)
+        images, labels = [], []
+        for part in torch.split(components, batch_size):
+            drawn = network.down(part, generation)  # (N, C, H, W)
+            images.append(sharp(network, drawn, sharpening_steps).cpu())
+            if label is not None:
+                labels.append(torch.full_like(part, label).cpu())
+            else:
+                labels.append(_categorical.sample(tables[part], generation.generator).cpu())
+        return torch.cat(images), torch.cat(labels)
 
 
 def sharp(network: Network, x: Tensor, n_steps: int, free: Tensor | None = None) -> Tensor:
     """Images (N, C, H, W) sharpened for the whole stack."""
     if n_steps == 0:
         return x
-    with exact_products(x.device):
+    with computing(x.device):
         return sharpen(network, x, network.stack_log_prob, n_steps, free=free)[0]
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from skdcgmm import _distributed
 from skdcgmm._batch import Batch
-from skdcgmm._gaussian import exact_products
+from skdcgmm._gaussian import computing
 from skdcgmm._moments import Moments
 from skdcgmm._training import Batches
 from skdcgmm.layers import Shape
@@ -271,13 +271,14 @@ class Images:
         Real values are answered in the type to compute in.
         """
         answers: Tensor | None = None
-        with torch.no_grad(), exact_products(like.device):
+        with computing(like.device), torch.no_grad():
             for part in self.slices(self.batch_size(numbers_per_image)):
                 values = function(self.tensor(part, like))
                 if answers is None:
                     # At once: small parts, kept between large ones, would fragment the memory.
+                    shape = (len(self), *values.shape[1:])
                     dtype = self.dtype if values.is_floating_point() else values.dtype
-                    answers = torch.empty((len(self), *values.shape[1:]), dtype=dtype)
+                    answers = torch.empty(shape, dtype=dtype, device="cpu")
                 answers[part] = values
         assert answers is not None
         return answers.numpy()

@@ -21,6 +21,8 @@ def encode(y: Any) -> tuple[NDArray[Any], NDArray[np.int64]]:
     ------
     ValueError
         If there are no labels, or those of no classification.
+    TypeError
+        If some are numbers and others names.
     """
     if y is None:
         raise ValueError(
@@ -45,6 +47,13 @@ def encode(y: Any) -> tuple[NDArray[Any], NDArray[np.int64]]:
         )
     values = labels[known]
     if values.dtype == object:
+        named = [isinstance(value, str) for value in values]
+        if any(named) and not all(named):
+            # As one array, numbers would become names.
+            raise TypeError(
+                "y must hold numbers or names of classes, not both, and -1 where unknown; got "
+                f"{sorted({type(value).__name__ for value in values})}."
+            )
         # Numbers among unknowns of another kind are numbers still.
         values = np.array(values.tolist())
     if values.dtype == object:

@@ -20,6 +20,7 @@ from skdcgmm import _distributed, _fitting, _summary
 from skdcgmm._base import BaseDCGMM
 from skdcgmm._checkpoint import Checkpoint
 from skdcgmm._fitting import Result, Settings
+from skdcgmm._gaussian import ordinary_tensors
 from skdcgmm._images import Images
 from skdcgmm._network import Network
 from skdcgmm._reporting import Report
@@ -28,6 +29,7 @@ from skdcgmm._stream import Stream, is_stream
 from skdcgmm._training import OBJECTIVES, HistoryRow, Outcome
 from skdcgmm._validation import (
     check_batch,
+    check_bool,
     check_checkpoint,
     check_choice,
     check_device,
@@ -65,7 +67,8 @@ class LearningDCGMM(CallbackSupportMixin, BaseDCGMM):
     def _unchanged_on_failure(self) -> Iterator[None]:
         before = self.__dict__.copy()
         try:
-            yield
+            with ordinary_tensors():
+                yield
         except BaseException:
             self.__dict__ = before
             raise
@@ -92,6 +95,9 @@ class LearningDCGMM(CallbackSupportMixin, BaseDCGMM):
             "validation_fraction", self.validation_fraction, low=0, high=1, open_low=True,
             optional="no validation",
         )  # fmt: skip
+        check_bool("warm_start", self.warm_start)
+        if not isinstance(self.verbose, bool):
+            check_number("verbose", self.verbose, low=0, integer=True)
         check_checkpoint(self.checkpoint, self.checkpoint_minutes)
         check_device(self.device)
 
@@ -223,7 +229,8 @@ class LearningDCGMM(CallbackSupportMixin, BaseDCGMM):
                 default = OBJECTIVES[self.objective].learning_rate
                 raise ValueError(
                     f"learning_rate={self.learning_rate or default} made training diverge: "
-                    f"{error}. Choose a smaller one; the default is {default}."
+                    f"{error}. Choose a smaller one; the default is {default}. Or look for extreme "
+                    "values in X, which do the same."
                 ) from error
             if stream and progress:
                 result.outcome.history[0]["epoch"] = len(self.history_) + 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -20,7 +20,7 @@ from skdcgmm.layers import (
 Climb = Iterator[tuple[str, MixtureLayer, Tensor]]
 
 
-class Network(nn.Module):
+class Network(nn.Module, ABC):
     """Named layers on images that one affine map brings to a common scale.
 
     Parameters
@@ -161,7 +161,7 @@ class Network(nn.Module):
 
     def cluster_probabilities(self, x: Tensor) -> Tensor:
         """Posterior of the clusters: the responsibilities of their components, (N, n_clusters)."""
-        posterior = self.scores(x).softmax(1)  # (N, K)
+        posterior = _categorical.posterior(self.scores(x))  # (N, K)
         if self.n_clusters == self.top.n_components:
             return posterior
         return posterior @ self.cluster_tables
@@ -221,8 +221,8 @@ class LayerwiseNetwork(Network):
                 observed = complete or layer is not self.first
                 log_prob = layer.log_prob(z, observed)  # (N, K, rows, columns)
                 yield name, layer, log_prob
-                scores = log_prob + layer.log_weights
-                z = _categorical.responsibilities(scores.detach() if detach else scores)
+                z = layer.responsibilities(log_prob)
+                z = z.detach() if detach else z
             else:
                 z = layer(z)
 
@@ -261,8 +261,7 @@ class LayerwiseNetwork(Network):
     def responsibilities(self, x: Tensor, names: Sequence[str]) -> list[Tensor]:
         """Responsibilities of the components of mixture layers, each (N, K, rows, columns)."""
         by_name = {
-            name: (log_prob + layer.log_weights).softmax(1)
-            for name, layer, log_prob in self.climb(x)
+            name: layer.responsibilities(log_prob) for name, layer, log_prob in self.climb(x)
         }
         return [by_name[name] for name in names]
 

@@ -58,9 +58,15 @@ class Calibration(ABC):
         return self
 
     def score(self, statistics: FloatArray) -> FloatArray:
-        """Score of each image, (N,); the larger, the more normal."""
-        terms = self._terms(statistics.astype(np.float64))
-        return self._total(terms).astype(statistics.dtype)
+        """Score of each image, (N,); the larger, the more normal.
+
+        That of an image so far away that its statistics overflow is -inf.
+        """
+        finite = np.isfinite(statistics).all((1, 2))
+        scores = np.full(len(statistics), -np.inf, statistics.dtype)
+        if finite.any():
+            scores[finite] = self._total(self._terms(statistics[finite].astype(np.float64)))
+        return scores
 
     @abstractmethod
     def _terms(self, statistics: FloatArray) -> FloatArray:

@@ -12,7 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from skdcgmm import _categorical
-from skdcgmm._gaussian import exact_products
+from skdcgmm._gaussian import computing
 from skdcgmm._network import Network
 from skdcgmm.layers import CategoricalEmission, GaussianEmission, MixtureLayer
 
@@ -159,10 +159,11 @@ class FittedParametersMixin:
         """Mean image of each cluster, (n_clusters, n_features)."""
         check_is_fitted(self)
         network = self._network
-        means = network.component_means().permute(0, 2, 3, 1).flatten(1)  # (K, D)
-        weights = network.top.log_weights.detach().flatten().exp()  # (K,)
-        shares = network.cluster_tables * weights[:, None]  # (K, n_clusters)
-        return ((shares / shares.sum(0)).mT @ means).detach().cpu().numpy()
+        with computing(network.scale.device):
+            means = network.component_means().permute(0, 2, 3, 1).flatten(1)  # (K, D)
+            weights = network.top.log_weights.detach().flatten().exp()  # (K,)
+            shares = network.cluster_tables * weights[:, None]  # (K, n_clusters)
+            return ((shares / shares.sum(0)).mT @ means).detach().cpu().numpy()
 
     @property
     def n_parameters_(self) -> int:
@@ -180,7 +181,7 @@ class FittedParametersMixin:
 
     def _read(self, reader: Reader) -> Arrays:
         check_is_fitted(self)
-        with exact_products(self._network.scale.device):
+        with computing(self._network.scale.device):
             return {name: reader(self._network, name) for name in self._names(reader)}
 
     @torch.no_grad()
@@ -193,8 +194,9 @@ class FittedParametersMixin:
         checked = {
             key: self._check_values(name, key, value, reader) for key, value in values.items()
         }
-        for key, tensor in checked.items():
-            writer(self._network, key, tensor)
+        with computing(self._network.scale.device):
+            for key, tensor in checked.items():
+                writer(self._network, key, tensor)
 
     def _check_values(self, name: str, layer_name: str, value: ArrayLike, reader: Reader) -> Tensor:
         """New values of a parameter, finite, of its shape and in its range."""

@@ -157,11 +157,18 @@ class Stream:
             )
 
         def batches() -> Iterator[Batch]:
+            n_batches = 0
             for chunk in self._chunks(shuffle=rng):
+                n_batches += 1
                 images = self._read(chunk, False)
                 n_together = sum(_distributed.gather(len(images)))
                 batch = images.batch(np.arange(len(images)), like)
                 yield batch._replace(n_together=n_together)
+            if n_batches != self.n_batches:
+                raise ValueError(
+                    f"X must have as many batches in every epoch as when it was first gone "
+                    f"through, {self.n_batches}; got {n_batches}. Let its __iter__ start anew."
+                )
 
         return Epochs(self.n_batches, batches, None)
 
@@ -182,6 +189,13 @@ class Stream:
             )
         for chunk in source:
             yield chunk[0] if isinstance(chunk, tuple | list) else chunk
+
+
+def refuse_stream(X: object, method: str, others: str) -> None:
+    """Raise an error if X comes in batches, whose order may change, before anything is trained."""
+    if is_stream(X):
+        kind = type(X).__name__
+        raise TypeError(f"{method} needs an array; got {kind}. Call {others}.")
 
 
 def _keep(kept: NDArray[Any], rows: NDArray[Any], n_seen: int, rng: np.random.RandomState) -> None:

@@ -206,7 +206,7 @@ def keep_memory() -> None:
 
 def _weighted_mean(objective: Objective, batches: Iterable[Batch]) -> float:
     """Mean value of images by their weights, of all processes."""
-    total = torch.zeros(2, dtype=torch.float64)
+    total = torch.zeros(2, dtype=torch.float64, device="cpu")
     for batch in batches:
         values = objective.evaluate(batch).double().cpu()  # (N,)
         weight = torch.ones_like(values) if batch.weight is None else batch.weight.double().cpu()

@@ -101,7 +101,7 @@ class JointNetwork(Network):
 
     def class_probabilities(self, x: Tensor) -> Tensor:
         """Posterior of the classes given images, (N, n_classes)."""
-        return self.scores(x).softmax(1) @ self.class_tables
+        return _categorical.posterior(self.scores(x)) @ self.class_tables
 
     def log_prob(
         self,
@@ -201,15 +201,17 @@ class JointNetwork(Network):
             for name, layer in self.mixtures.items():
                 z = z if layer is self.first else layer.log_prob(z)
                 by_name[name] = z
-            value = (z + self.top.log_weights).logsumexp(1).sum()
+            value = (z + self.top.log_weights).logsumexp(1)  # (N, 1, 1)
+            value = _categorical.check_finite(value).sum()
             # The posterior is the derivative of the log density by what it weighs.
             return list(torch.autograd.grad(value, [by_name[name] for name in names]))
 
     @torch.no_grad()
     def component_means(self) -> Tensor:
         """Mean image of each top component, (K, C, H, W)."""
-        each = torch.eye(self.top.n_components).to(self.scale)[:, :, None, None]  # (K, K, 1, 1)
-        return self._mean(next(iter(self._weights_below(each).values())))
+        device, dtype = self.scale.device, self.scale.dtype
+        each = torch.eye(self.top.n_components, device=device, dtype=dtype)  # (K, K)
+        return self._mean(next(iter(self._weights_below(each[..., None, None]).values())))
 
     def impute_mean(self, x: Tensor) -> Tensor:
         """Images with each missing pixel at its mean given the observed ones, (N, C, H, W)."""
@@ -232,7 +234,7 @@ class JointNetwork(Network):
         below them is drawn as if there were no images.
         """
         *evidence, whole = [log_prob for _, _, log_prob in self.climb(x)]
-        posterior = (whole + self.top.log_weights).flatten(1).softmax(1)  # (N, K)
+        posterior = _categorical.posterior((whole + self.top.log_weights).flatten(1))  # (N, K)
         kept = _categorical.keep_largest(posterior, generation.top_s)
         components = _categorical.sample(kept, generation.generator)  # (N,)
         level = list(self.mixtures).index(name)

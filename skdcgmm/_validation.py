@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import replace
 from typing import Any
@@ -62,8 +63,15 @@ def check_images(
     try:
         if not (hasattr(X, "ndim") or _is_frame(X)):
             X = np.asarray(X)
+        if np.ma.is_masked(X):
+            X = X.astype(np.result_type(X.dtype, np.float32)).filled(np.nan)
+        n_axes = getattr(X, "ndim", 2)
+        if n_axes > 4:
+            raise ValueError(f"Found X with {n_axes} dimensions; 2, 3 or 4 are expected")
         row_shape = None
-        if getattr(X, "ndim", 2) in (3, 4):
+        if image_shape is not None:
+            _check_several(tuple(X.shape), image_shape)
+        if n_axes in (3, 4):
             X = np.asarray(X)
             row_shape = X.shape[1:]
             image_shape = _check_trailing(row_shape, image_shape)
@@ -81,7 +89,8 @@ def check_images(
             rows, lambda part: assert_all_finite(part, allow_nan=True, input_name="X")
         )
     except (ValueError, TypeError) as error:
-        if "expecting" in str(error) or "feature names" in str(error):  # which says it all
+        says_all = ("expecting", "feature names", "X[None]")
+        if any(part in str(error) for part in says_all):
             raise
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"{str(error).rstrip('.')}. {EXPECTED_X}") from error
@@ -135,6 +144,17 @@ def check_image_shape(value: object) -> Shape | None:
 
 def _as_user_shape(shape: Shape) -> tuple[int, int, int]:
     return shape[1], shape[2], shape[0]
+
+
+def _check_several(shape: tuple[int, ...], image_shape: Shape) -> None:
+    """Raise an error if X has the shape of one image, and not that of several."""
+    whole = _as_user_shape(image_shape)
+    one = (whole, whole[:2]) if whole[2] == 1 else (whole,)
+    if shape in one and math.prod(shape[1:]) != math.prod(whole):
+        raise ValueError(
+            f"X has the shape of one image, {shape}; images must be several, along a first axis. "
+            "For one, give X[None]."
+        )
 
 
 def _check_trailing(trailing: tuple[int, ...], image_shape: Shape | None) -> Shape | None:
@@ -217,8 +237,10 @@ def check_device(device: Any) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
+        if chosen.type == "meta":
+            raise RuntimeError("it holds no numbers")
         torch.empty(0, device=chosen)
-    except (RuntimeError, TypeError, AssertionError) as error:
+    except (RuntimeError, TypeError, AssertionError, ImportError) as error:
         raise ValueError(
             f"device must be 'auto', 'cpu', or a GPU that torch finds here, such as 'cuda' or "
             f"'cuda:0'; got {device!r} ({error})."
@@ -236,6 +258,18 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     """
     if value not in choices:
         raise ValueError(f"{name} must be one of {choices}; got {value!r}.")
+
+
+def check_bool(name: str, value: object) -> None:
+    """Check that a parameter is true or false.
+
+    Raises
+    ------
+    TypeError
+        Naming the parameter and the value.
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} must be True or False; got {value!r}.")
 
 
 def check_number(

@@ -109,7 +109,7 @@ def fold_mean(patches: Tensor, size: Size, kernel: Size, stride: Size) -> Tensor
     padded = (size[0] + bottom, size[1] + right)
     columns = patches.permute(1, 2, 0)  # (N, D, P)
     total = functional.fold(columns, padded, kernel, stride=stride)  # (N, C, H + bottom, W + right)
-    ones = torch.ones(1, kernel[0] * kernel[1], columns.shape[2]).to(patches)
+    ones = columns.new_ones(1, kernel[0] * kernel[1], columns.shape[2])
     count = functional.fold(ones, padded, kernel, stride=stride).clamp_min(
         1
     )  # (1, 1, H + bottom, W + right)

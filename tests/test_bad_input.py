@@ -32,6 +32,9 @@ BAD_X = [
     (lambda X: np.full(X.shape, {}, dtype=object), TypeError, "X must be a dense"),
     (lambda X: X[:0], ValueError, "0 sample.*X must be"),
     (lambda X: X[0], ValueError, "1D array.*X must be"),
+    (lambda X: X[0].reshape(8, 8), ValueError, r"one image, \(8, 8\).*X\[None\]\.$"),
+    (lambda X: X[0].reshape(8, 8, 1), ValueError, r"one image, \(8, 8, 1\).*X\[None\]\.$"),
+    (lambda X: X.reshape(-1, 2, 2, 4, 4), ValueError, "5 dimensions; 2, 3 or 4.*X must be"),
     (lambda X: X.reshape(-1, 4, 16), ValueError, "image_shape"),
     (lambda _: [[1.0, 2.0], [1.0]], ValueError, "X must be a dense"),
 ]
@@ -85,6 +88,11 @@ def test_bad_x(est, digits, method, make, error, message):
         ({"objective": "other"}, ValueError, "objective must be one of.*layerwise.*'other'"),
         ({"score_method": "other"}, ValueError, "score_method must be one of"),
         ({"device": "tpu9"}, ValueError, "device must be 'auto'.*'tpu9'"),
+        ({"device": "meta"}, ValueError, "device must be 'auto'.*'meta'.*holds no numbers"),
+        ({"device": "hpu"}, ValueError, "device must be 'auto'.*'hpu'"),
+        ({"verbose": "yes"}, TypeError, "verbose must be an integer >= 0; got 'yes'"),
+        ({"warm_start": "x"}, TypeError, "warm_start must be True or False; got 'x'"),
+        ({"layers": [ConvGMM(3, shared="no")]}, TypeError, "convgmm1__shared must be True or"),
         ({"reg_covar": 0}, ValueError, "reg_covar must be a number > 0"),
         ({"max_epochs": 0}, ValueError, "max_epochs must be an integer >= 1"),
         ({"batch_size": 0}, ValueError, "batch_size must be an integer >= 1"),
@@ -160,3 +168,14 @@ def test_bad_sampling(est, parameters, message):
 def test_unknown_score_layer(est, digits, layer):
     with pytest.raises(ValueError, match="must be a mixture layer"):
         est.sharpen(digits[0][:2], layer=layer)
+
+
+def test_a_device_without_numbers_leaves_the_model_as_it_is(est, digits):
+    X = digits[0][:50]
+    before = est.predict_proba(X)
+    device = est.device
+    try:
+        np.testing.assert_array_equal(est.set_params(device="meta").predict_proba(X), before)
+    finally:
+        est.set_params(device=device)
+    np.testing.assert_array_equal(est.predict_proba(X), before)

@@ -290,6 +290,18 @@ def test_warm_start_goes_on_with_the_same_classes(digits):
         ({}, lambda y: y + 0.5, ValueError, "Unknown label type: continuous"),
         ({"readout": "other"}, lambda y: y, ValueError, "readout must be one of.*'other'"),
         ({"objective": "layerwise"}, lambda y: y, ValueError, "readout='joint' needs.*'linear'"),
+        (
+            {"objective": "layerwise", "layers": "dcgmm-a"},
+            lambda y: y,
+            ValueError,
+            "readout='joint' needs.*'layerwise'",
+        ),
+        (
+            {},
+            lambda y: np.where(y > 4, y.astype(object), "c1"),
+            TypeError,
+            r"numbers or names of classes, not both.*\['int', 'str'\]",
+        ),
         ({"readout": "linear", "readout_layers": 7}, lambda y: y, ValueError, "readout_layers"),
         ({"readout": "linear", "readout_layers": []}, lambda y: y, ValueError, "at least one"),
         ({"readout": "linear"}, lambda y: y * 0, ValueError, "two classes for readout='linear'"),

@@ -190,6 +190,7 @@ def test_a_detector_learns_from_batches(digits):
 @pytest.mark.parametrize(
     ("source", "parameters", "message"),
     [
+        (lambda X: Exhausted(X), {}, "as many batches in every epoch as .* 36; got 0"),
         (lambda X: (X for _ in range(3)), {}, "X must start anew whenever it is iterated over"),
         (lambda X: Batches(X[:0]), {}, "X must have batches of images"),
         (lambda X: Batches(X[:, :5]), {}, r"image_shape=\(8, 8, 1\) asks for 64 features"),
@@ -225,6 +226,16 @@ def test_what_batches_do_not_go_with(digits):
         DCGMMClassifier(image_shape=(8, 8)).fit(DataLoader(Items(X, y), 50), y)
     with pytest.raises((TypeError, ValueError), match="X must be a dense array"):
         DCGMMClassifier(image_shape=(8, 8)).fit(Batches(X), y)
+
+
+class Exhausted:
+    """One iterator for all passes."""
+
+    def __init__(self, X):
+        self.batches = iter(Batches(X))
+
+    def __iter__(self):
+        return self.batches
 
 
 class Strings:
@@ -293,6 +304,12 @@ def test_what_only_fit_takes(digits):
             use(loader)
     with pytest.raises(TypeError, match="fit_predict needs an array; got DataLoader"):
         est.fit_predict(loader)
+    assert not hasattr(est, "labels_")
+    unfitted = estimator(), DCGMMOutlierDetector(image_shape=(8, 8))
+    for use in (unfitted[0].fit_transform, unfitted[1].fit_predict):
+        with pytest.raises(TypeError, match=f"{use.__name__} needs an array; got DataLoader"):
+            use(loader)
+    assert not any(hasattr(each, "history_") for each in unfitted)
     with pytest.raises(ValueError, match="looks like channels first"):
         DCGMMEstimator(5).fit(X.reshape(-1, 1, 8, 8))
     with pytest.raises(ValueError, match="If channels come first, move them last"):

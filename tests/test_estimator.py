@@ -255,6 +255,10 @@ def test_divergence_is_reported_and_leaves_the_earlier_fit(digits):
     before = est.predict_proba(digits[0])
     with pytest.raises(ValueError, match=r"learning_rate=1e\+30 made training diverge"):
         est.set_params(learning_rate=1e30).fit(digits[0])
+    extreme = digits[0][:50].copy()
+    extreme[3, 27] = 1e25
+    with pytest.raises(ValueError, match=r"diverge.*extreme values in X"):
+        est.set_params(learning_rate=None).partial_fit(extreme)
     np.testing.assert_array_equal(est.predict_proba(digits[0]), before)
 
 

@@ -43,6 +43,12 @@ def test_frames_are_arrays_with_names(X, digits, kind, cls):
         named.predict(X)
 
 
+def test_a_linear_readout_of_a_frame_draws_without_a_word_on_names(X, digits):
+    clf = DCGMMClassifier(readout="linear", **IMAGES)
+    images, drawn = clf.fit(FRAMES["pandas"](X), digits[1][:200]).sample(3)
+    np.testing.assert_array_equal(drawn, clf.predict(FRAMES["pandas"](images)))
+
+
 @pytest.mark.parametrize("kind", FRAMES)
 @pytest.mark.parametrize("output", ["default", *FRAMES])
 def test_set_output(X, plain, kind, output):
@@ -93,3 +99,16 @@ def test_tensors_come_back_as_tensors(X, plain, method):
 )
 def test_anything_that_numpy_takes(X, plain, convert):
     np.testing.assert_allclose(plain.score_samples(convert(X)), plain.score_samples(X), rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(-1, 64), (-1, 8, 8), (-1, 8, 8, 1)])
+@pytest.mark.parametrize("dtype", [np.float32, np.uint8])
+def test_what_is_masked_is_missing(X, shape, dtype):
+    images = (16 * X).astype(dtype).reshape(shape)
+    mask = np.zeros(images.shape, dtype=bool)
+    mask[:, 2:5] = True
+    masked, holes = np.ma.array(images, mask=mask), np.where(mask, np.nan, images)
+    holes = holes.astype(np.float32)
+    est, expected = (DCGMMEstimator(4, **IMAGES).fit(given) for given in (masked, holes))
+    np.testing.assert_array_equal(est.score_samples(masked), expected.score_samples(holes))
+    np.testing.assert_array_equal(est.impute(masked), expected.impute(holes))

@@ -5,8 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.base import clone
 
-from skdcgmm import ConvGMM, MaxPool, _windows
-from skdcgmm.layers import Generation
+from skdcgmm import ConvGMM, MaxPool, _build, _windows
+from skdcgmm._network import Network
+from skdcgmm.layers import Generation, Layer, LayerSpec
+from skdcgmm.layers._emissions import Emission
 from tests import oracle
 
 KERNELS = st.integers(1, 4)
@@ -36,6 +38,11 @@ def mixtures(draw):
         roots.copy_(torch.from_numpy(rng.uniform(0.5, 4.0, roots.shape) / scale))
     x = scale * rng.normal(size=(3, *size, channels))
     return layer, x
+
+
+def scores_of(layer, x):
+    """Log of weight times density, (N, K, rows, columns)."""
+    return layer.log_prob(x) + layer.log_weights
 
 
 def oracle_scores(layer, x):
@@ -68,7 +75,7 @@ def test_fused_scores_equal_the_oracle(dtype, tolerance):
     def check(case):
         layer, x = case
         with torch.no_grad():
-            found = layer.to(dtype).scores(torch.from_numpy(x).permute(0, 3, 1, 2).to(dtype))
+            found = scores_of(layer.to(dtype), torch.from_numpy(x).permute(0, 3, 1, 2).to(dtype))
         # The oracle sees what the layer sees: parameters and images rounded to its precision.
         rounded = torch.from_numpy(x).to(dtype).double().numpy()
         expected = np.moveaxis(oracle_scores(layer.double(), rounded), -1, 1)
@@ -82,7 +89,7 @@ def test_responsibilities_follow_from_the_scores(case):
     layer, x = case
     x = torch.from_numpy(x).permute(0, 3, 1, 2)
     with torch.no_grad():
-        scores = layer.scores(x)
+        scores = scores_of(layer, x)
         log_prob = scores.logsumexp(1)
         torch.testing.assert_close(layer(x), (scores - log_prob[:, None]).exp())
         torch.testing.assert_close(layer(x).sum(1), torch.ones_like(log_prob))
@@ -99,14 +106,14 @@ def test_gradients_of_the_fused_score_are_exact(case):
     direction = (
         torch.randn(parameter.shape, dtype=torch.float64) / layer.emission.root_precisions.max()
     )
-    value = layer.scores(x).sum()
+    value = scores_of(layer, x).sum()
     (gradient,) = torch.autograd.grad(value, parameter)
     with torch.no_grad():
         step = 1e-6
         parameter += step * direction
-        up = layer.scores(x).sum()
+        up = scores_of(layer, x).sum()
         parameter -= 2 * step * direction
-        down = layer.scores(x).sum()
+        down = scores_of(layer, x).sum()
     found = ((up - down) / (2 * step)).item()
     expected = (gradient * direction).sum().item()
     assert found == pytest.approx(expected, rel=1e-3, abs=1e-3)
@@ -206,6 +213,44 @@ class TestMaxPoolOverlapping(LayerContract):
         return MaxPool((3, 2), stride=2)
 
 
+class Twice(LayerSpec):
+    """A kind of layer that only a layer-wise stack has a place for."""
+
+    kind = "twice"
+
+    def build(self, name, input_shape, emission=None):
+        return TwiceLayer(input_shape, input_shape[0], (1, 1), (1, 1))
+
+
+class TwiceLayer(Layer):
+    spec = Twice()
+
+    def forward(self, x):
+        return 2 * x
+
+    def down(self, control, generation):
+        return control / 2
+
+
+class TestTwice(LayerContract):
+    def make_spec(self):
+        return Twice()
+
+
+def test_a_joint_stack_refuses_kinds_that_it_has_no_part_for():
+    specs = [("a", ConvGMM(3, 2)), ("b", Twice()), ("c", ConvGMM(2))]
+    network = _build.build(specs, (1, 4, 4), joint=False)
+    assert network.scores(torch.rand(2, 1, 4, 4)).shape == (2, 2)
+    with pytest.raises(ValueError, match="'b' is a TwiceLayer, which a joint density has no part"):
+        _build.build(specs, (1, 4, 4), joint=True)
+
+
+@pytest.mark.parametrize("base", [Network, Layer, LayerSpec, Emission])
+def test_what_a_part_must_have_is_asked_for(base):
+    with pytest.raises(TypeError, match="abstract"):
+        type("Nothing", (base,), {})()
+
+
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 3), st.integers(1, 3))
 def test_max_pool_uses_only_what_is_inside(height, width, kernel, stride):
     kernel = min(kernel, height, width)
@@ -289,4 +334,4 @@ def test_constrained_precisions_stay_positive_and_below_their_cap():
     roots = layer.emission.root_precisions
     assert (roots > 0).all()
     assert roots.max().item() == pytest.approx(20**0.5)
-    assert layer.scores(torch.rand(2, 1, 4, 4)).isfinite().all()
+    assert scores_of(layer, torch.rand(2, 1, 4, 4)).isfinite().all()

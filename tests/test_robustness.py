@@ -74,6 +74,52 @@ def test_extreme_data_give_finite_answers(name, kind):
         assert np.isfinite(est.impute(X)).all()
 
 
+FAR = NOISE[:4].copy()
+FAR[1, 27] = 1e20
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_an_image_beyond_all_has_the_lowest_score(name):
+    # Of a layer-wise stack, the first layer's: for upper ones, a part is like any other.
+    est = fit(clone(ESTIMATORS[name]).set_params(score_layer=0), NOISE)
+    scores = est.score_samples(FAR)
+    assert scores[1] == -np.inf
+    np.testing.assert_allclose(np.delete(scores, 1), est.score_samples(NOISE[[0, 2, 3]]), rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["surprise", "typicality", "contrast", "density", "layer"])
+def test_an_image_beyond_all_is_an_outlier(method):
+    est = DCGMMOutlierDetector(score_method=method, layers=STACK, score_layer=0, **IMAGES)
+    fit(est, NOISE)
+    assert est.score_samples(FAR)[1] == est.decision_function(FAR)[1] == -np.inf
+    assert est.predict(FAR)[1] == -1
+    with pytest.raises(ValueError, match="values so far from those of fit"):
+        est.calibrate(FAR)
+
+
+@pytest.mark.parametrize("name", ["joint", "flat", "classifier"])
+@pytest.mark.parametrize(
+    "method", ["predict", "predict_proba", "transform", "sample_like", "impute", "draw"]
+)
+def test_an_image_beyond_all_is_of_no_cluster(name, method):
+    est = fit(clone(ESTIMATORS[name]), NOISE)
+    if method == "transform":
+        if name == "classifier":
+            return
+        est.set_params(transform_layers=0)
+    call = (lambda X: est.impute(X, method="sample")) if method == "draw" else getattr(est, method)
+    with pytest.raises(ValueError, match="X has values so far from those of fit"):
+        call(FAR)
+
+
+def test_a_part_beyond_all_tells_a_layerwise_stack_nothing():
+    est = fit(clone(ESTIMATORS["layerwise"]), NOISE).set_params(transform_layers=[0, 1])
+    parts = est.transform(FAR)[:, :20].reshape(4, 4, 5)
+    np.testing.assert_allclose(parts[1, 0], 0.2, rtol=1e-6)
+    assert np.isfinite(est.predict_proba(FAR)).all()
+    assert np.isfinite(est.sample_like(FAR, layer=0)).all()
+
+
 @pytest.mark.parametrize("name", ["joint", "flat", "layerwise"])
 @pytest.mark.parametrize("scale", [2.0**-20, 2.0**20])
 def test_units_do_not_matter(name, scale):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -33,7 +33,7 @@ class Generation(NamedTuple):
     generator: torch.Generator | None = None
 
 
-class Layer(nn.Module):
+class Layer(nn.Module, ABC):
     """A torch layer over windows: a way up (`forward`) and a way down (`down`)."""
 
     def __init__(self, input_shape: Shape, n_channels: int, kernel: Size, stride: Size) -> None:
@@ -57,7 +57,7 @@ class Layer(nn.Module):
         """Draw an input (N, *input_shape) given non-negative weights (N, *output_shape)."""
 
 
-class LayerSpec(BaseEstimator):
+class LayerSpec(BaseEstimator, ABC):
     """A layer's parameters, plain and cloneable; `build` makes the module."""
 
     # Names of layers without one are this and a number.

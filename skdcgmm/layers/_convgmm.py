@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -104,6 +105,8 @@ class ConvGMM(LayerSpec):
                 f"{name}__covariance_type must be one of {COVARIANCE_TYPES}; "
                 f"got {self.covariance_type!r}."
             )
+        if not isinstance(self.shared, bool | np.bool_):
+            raise TypeError(f"{name}__shared must be True or False; got {self.shared!r}.")
         rows, columns = grid_size(input_shape[1:], kernel, stride)
         positions = (1, 1) if self.shared else (rows, columns)
         spherical = self.covariance_type == "spherical"
@@ -191,13 +194,13 @@ class MixtureLayer(Layer):
         """
         return self.emission.log_prob(x, self.stride, complete)
 
-    def scores(self, x: Tensor) -> Tensor:
-        """Log of weight times density: (N, *input_shape) to (N, K, rows, columns)."""
-        return self.log_prob(x) + self.log_weights
+    def responsibilities(self, log_prob: Tensor) -> Tensor:
+        """Responsibilities of the components given log densities (N, K, rows, columns)."""
+        return _categorical.responsibilities(log_prob + self.log_weights)
 
     def forward(self, x: Tensor) -> Tensor:
         """Responsibilities of the components for each window, (N, K, rows, columns)."""
-        return _categorical.responsibilities(self.scores(x))
+        return self.responsibilities(self.log_prob(x))
 
     def down(self, control: Tensor, generation: Generation) -> Tensor:
         """Draw a component for each window from the control, then what it emits."""

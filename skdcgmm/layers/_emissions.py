@@ -8,7 +8,7 @@ drawn). Gaussians emit numbers, such as pixels.
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ _SEED_NOISE = 0.1
 _SEED_FLOOR = 0.01
 
 
-class Emission(nn.Module):
+class Emission(nn.Module, ABC):
     """What the components of a mixture layer emit.
 
     Parameters
@@ -94,7 +94,9 @@ class Emission(nn.Module):
         weights = distance + _SEED_FLOOR * distance.mean(1, keepdim=True) + 1e-12  # (P, M)
         weights = torch.ones_like(weights) if whole else weights
         # Gumbel noise draws without replacement; `multinomial` allows only 2^24 candidates.
-        uniform = torch.rand(weights.shape, generator=generator, device=generator.device)
+        uniform = torch.rand(
+            weights.shape, generator=generator, dtype=torch.float32, device=generator.device
+        )
         noise = -(-uniform.clamp_min(1e-30).log()).log()  # (P, M)
         order = (weights.log() + noise.to(weights)).argsort(1, descending=True)  # (P, M)
         # More components than windows, which weights of zero may leave, share them.

@@ -20,6 +20,7 @@ from skdcgmm import (
     DCGMMEstimator,
     DCGMMOutlierDetector,
     MaxPool,
+    _annealing,
     _saving,
 )
 
@@ -122,9 +123,8 @@ def test_column_names_and_output_format_are_kept(digits, tmp_path):
 def test_the_file_is_one_of_safetensors_with_json(saved, tmp_path):
     path = tmp_path / "model"
     path.write_bytes(saved[0])
-    with safe_open(path, framework="np") as file:
-        content = json.loads(file.metadata()["skdcgmm"])
-        means = file.get_tensor("_network.arrays.layers.0.emission.means")
+    content, arrays = contents(path)
+    means = arrays["_network.arrays.layers.0.emission.means"]
     assert content["state"]["max_epochs"] == 2
     np.testing.assert_array_equal(means, saved[1]._network.first.gaussian.means.detach())
 
@@ -150,7 +150,14 @@ def test_no_file(tmp_path):
         DCGMMEstimator.load(tmp_path / "nothing")
 
 
-def refused(path, data, match=""):
+def contents(path):
+    """The values and the arrays of a file."""
+    with safe_open(path, framework="np") as file:
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return json.loads(file.metadata()["skdcgmm"]), arrays
+
+
+def refused(path, data, match):
     path.write_bytes(data)
     with pytest.raises(ValueError, match=rf"(?s)path=.*{match}.*DCGMMEstimator\.save has written"):
         DCGMMEstimator.load(path)
@@ -159,7 +166,8 @@ def refused(path, data, match=""):
 @given(share=st.floats(0, 1, exclude_max=True))
 def test_truncated_files(saved, tmp_path_factory, share):
     data = saved[0]
-    refused(tmp_path_factory.getbasetemp() / "truncated", data[: int(share * len(data))])
+    part = data[: int(share * len(data))]
+    refused(tmp_path_factory.getbasetemp() / "truncated", part, "deserializing header")
 
 
 @given(share=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
@@ -171,7 +179,8 @@ def test_a_changed_bit(saved, tmp_path_factory, share, bit):
     if position < 8 + n_header and data[position : 8 + n_header].strip() == b"":
         position = 0
     data[position] ^= 1 << bit
-    refused(tmp_path_factory.getbasetemp() / "changed", bytes(data))
+    match = "deserializing header|has been changed|not written by skdcgmm"
+    refused(tmp_path_factory.getbasetemp() / "changed", bytes(data), f"({match})")
 
 
 @pytest.mark.parametrize(
@@ -180,7 +189,7 @@ def test_a_changed_bit(saved, tmp_path_factory, share, bit):
     ids=["empty", "zeros", "text", "pickle", "huge header"],
 )
 def test_files_of_another_kind(tmp_path, data):
-    refused(tmp_path / "other", data)
+    refused(tmp_path / "other", data, "deserializing header")
 
 
 def test_a_file_of_another_class(saved, tmp_path):
@@ -221,32 +230,43 @@ DEEP = "[" * 100_000 + "]" * 100_000
         (("state", "n_features_in_"), 63, "image shapes differ"),
         (("state", "_row_shape", "items"), [65], "image shapes differ"),
         ((*NETWORK, "n_clusters"), 3, "out of range"),
+        ((*NETWORK, "n_clusters"), 0, "0 clusters of 6 components"),
+        ((*NETWORK, "n_clusters"), 10**8, "100000000 clusters of 6 components"),
+        ((*NETWORK, "n_clusters"), "many", "'str' object cannot be interpreted as an integer"),
         ((*FIRST_LAYER, "state", "n_components"), 10**12, "size mismatch"),
-        ((*FIRST_LAYER, "state", "kernel_size"), 3, ""),
-        ((*FIRST_LAYER, "cls"), "MaxPool", ""),
-        (FIRST_LAYER, None, ""),
-        ((*NETWORK, "image_shape", "items"), [1, 10**9, 10**9], ""),
-        ((*NETWORK, "joint"), False, ""),
-        ((*NETWORK, "n_classes"), 3, ""),
-        (("state", "_network"), None, ""),
+        ((*FIRST_LAYER, "state", "kernel_size"), 3, "windows that do not tile"),
+        ((*FIRST_LAYER, "cls"), "MaxPool", "begin and end with a ConvGMM"),
+        (FIRST_LAYER, None, "has no attribute 'build'"),
+        ((*NETWORK, "image_shape", "items"), [1, 10**9, 10**9], "size"),
+        ((*NETWORK, "joint"), False, "emission"),
+        ((*NETWORK, "n_classes"), 3, r"Missing key\(s\) in state_dict: \"class_logits\""),
+        (("state", "_network"), None, "NoneType"),
         (("state",), {}, "it lacks"),
     ],
 )
 def test_hostile_files_with_a_right_digest(saved, tmp_path, path, value, match):
     (tmp_path / "model").write_bytes(saved[0])
-    with safe_open(tmp_path / "model", framework="np") as file:
-        content = json.loads(file.metadata()["skdcgmm"])
-        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    content, arrays = contents(tmp_path / "model")
     inside, key = at(content, path)
     inside[key] = value
     rewrite(tmp_path / "model", json.dumps(content), arrays)
     refused(tmp_path / "model", (tmp_path / "model").read_bytes(), match)
 
 
-@pytest.mark.parametrize("text", [DEEP, "[]", "{", "null", '{"format": 1}'])
-def test_hostile_headers(tmp_path, text):
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        (DEEP, "RecursionError"),
+        ("[]", "list indices"),
+        ("{", "JSONDecodeError"),
+        ("null", "NoneType"),
+        ('{"format": 1}', "KeyError: 'kind'"),
+    ],
+    ids=["deep", "list", "cut", "null", "no kind"],
+)
+def test_hostile_headers(tmp_path, text, match):
     rewrite(tmp_path / "model", text, {})
-    refused(tmp_path / "model", (tmp_path / "model").read_bytes())
+    refused(tmp_path / "model", (tmp_path / "model").read_bytes(), match)
 
 
 @pytest.mark.parametrize(
@@ -255,18 +275,28 @@ def test_hostile_headers(tmp_path, text):
         ("_network.arrays.layers.0.emission.means", lambda a: a * np.nan, "no finite scores"),
         ("_network.arrays.layers.0.emission.means", lambda a: a + np.inf, "no finite scores"),
         ("_network.arrays.scale", lambda a: np.asarray(-a), "scale is not positive"),
-        ("_network.arrays.coverage", lambda _: np.ones(3), "coverage are of another"),
+        ("_network.arrays.coverage", lambda a: a[1:], "coverage are of another"),
         ("_network.arrays.clusters", lambda a: a[1:], "clusters are of another"),
+        ("_network.arrays.shift", lambda a: np.zeros(64, a.dtype), "shift are of another"),
+        ("_network.arrays.scale", lambda a: np.ones((1, 8, 8), a.dtype), "scale are of another"),
+        ("_network.arrays.scale", lambda a: np.full((1, 1, 1), a), "shift and its scale differ"),
+        (
+            "_network.arrays.layers.0.emission.min_variance",
+            lambda a: np.ones((10**6, 1, 1), a.dtype),
+            "min_variance are of another",
+        ),
+        ("_network.arrays.clusters", lambda a: a.astype(np.uint8), "types that no network has"),
+        ("_network.arrays.layers.1.logits", lambda a: a.astype(int), "types that no network has"),
+        ("_network.arrays.layers.1.logits", np.float64, "types that no network has"),
+        ("_network.arrays.scale", lambda _: np.ones(1, "f2"), "types that no"),
         ("_progress.optimizer.0.exp_avg", lambda _: np.ones(1, "f"), "that of another network"),
     ],
 )
 def test_hostile_arrays(saved, tmp_path, name, change, match):
     (tmp_path / "model").write_bytes(saved[0])
-    with safe_open(tmp_path / "model", framework="np") as file:
-        text = file.metadata()["skdcgmm"]
-        arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    content, arrays = contents(tmp_path / "model")
     arrays[name] = change(arrays[name])
-    rewrite(tmp_path / "model", text, arrays)
+    rewrite(tmp_path / "model", json.dumps(content), arrays)
     refused(tmp_path / "model", (tmp_path / "model").read_bytes(), match)
 
 
@@ -274,9 +304,7 @@ def test_hostile_arrays(saved, tmp_path, name, change, match):
 def test_a_generator_that_points_elsewhere(digits, tmp_path, position):
     est = DCGMMEstimator(2, max_epochs=1, random_state=np.random.RandomState(0)).fit(digits[0][:20])
     est.save(tmp_path / "model")
-    with safe_open(tmp_path / "model", framework="np") as file:
-        content = json.loads(file.metadata()["skdcgmm"])
-        arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    content, arrays = contents(tmp_path / "model")
     content["state"]["random_state"]["state"]["state"]["pos"] = position
     rewrite(tmp_path / "model", json.dumps(content), arrays)
     refused(tmp_path / "model", (tmp_path / "model").read_bytes(), "out of range")
@@ -286,15 +314,20 @@ def test_a_huge_image_in_a_small_file_takes_no_memory(digits, tmp_path):
     layers = [ConvGMM(2, 1, 8), ConvGMM(2)]
     est = DCGMMEstimator(objective="layerwise", layers=layers, **IMAGES).fit(digits[0][:20])
     est.save(tmp_path / "model")
-    with safe_open(tmp_path / "model", framework="np") as file:
-        text = file.metadata()["skdcgmm"]
-        arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    content = json.loads(text)
+    content, arrays = contents(tmp_path / "model")
     network = content["state"]["_network"]["items"]
     network["image_shape"]["items"] = [1, 10**6, 10**6]
     network["layers"]["items"][0]["items"][1]["state"]["stride"]["items"] = [10**6, 10**6]
     rewrite(tmp_path / "model", json.dumps(content), arrays)
     refused(tmp_path / "model", (tmp_path / "model").read_bytes(), "coverage are of another")
+
+
+def test_a_small_file_of_many_components_takes_no_memory(digits, tmp_path, monkeypatch):
+    """Their distances on the grid are for training only."""
+    est = DCGMMEstimator(3, objective="layerwise", **IMAGES).fit(digits[0][:50])
+    est.save(tmp_path / "model")
+    monkeypatch.setattr(_annealing, "grid_distances", None)
+    DCGMMEstimator.load(tmp_path / "model").predict(digits[0][:5])
 
 
 def test_files_are_as_readable_as_others(saved, tmp_path):

@@ -235,7 +235,9 @@ DEEP = "[" * 100_000 + "]" * 100_000
         ((*NETWORK, "n_clusters"), "many", "'str' object cannot be interpreted as an integer"),
         ((*FIRST_LAYER, "state", "n_components"), 10**12, "size mismatch"),
         ((*FIRST_LAYER, "state", "kernel_size"), 3, "windows that do not tile"),
-        ((*FIRST_LAYER, "cls"), "MaxPool", "begin and end with a ConvGMM"),
+        ((*FIRST_LAYER, "cls"), "MaxPool", "unexpected keyword argument"),
+        ((*FIRST_LAYER, "state"), {}, "missing 1 required positional argument: 'n_components'"),
+        ((*FIRST_LAYER, "state", "fit"), 1, "unexpected keyword argument 'fit'"),
         (FIRST_LAYER, None, "has no attribute 'build'"),
         ((*NETWORK, "image_shape", "items"), [1, 10**9, 10**9], "size"),
         ((*NETWORK, "joint"), False, "emission"),
@@ -298,6 +300,27 @@ def test_hostile_arrays(saved, tmp_path, name, change, match):
     arrays[name] = change(arrays[name])
     rewrite(tmp_path / "model", json.dumps(content), arrays)
     refused(tmp_path / "model", (tmp_path / "model").read_bytes(), match)
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "value", "match"),
+    [
+        ("classifier", ("state", "classes_", "items"), ["no"], "classes_ are not 2"),
+        ("classifier", ("state", "classes_", "items"), ["no", "yes", "so"], "classes_ are not 2"),
+        ("linear", ("state", "classes_", "items"), ["no"], "IndexError"),
+        ("linear", ("state", "readout_", "state", "predict"), 1, r"no \['predict'\]"),
+    ],
+)
+def test_hostile_classifiers(digits, tmp_path, kind, path, value, match):
+    y = labels(digits[1][:50])
+    est = ESTIMATORS[kind]().set_params(layers=[ConvGMM(3)]).fit(digits[0][:50], y)
+    est.save(tmp_path / "model")
+    content, arrays = contents(tmp_path / "model")
+    inside, key = at(content, path)
+    inside[key] = value
+    rewrite(tmp_path / "model", json.dumps(content), arrays)
+    with pytest.raises(ValueError, match=match):
+        DCGMMClassifier.load(tmp_path / "model")
 
 
 @pytest.mark.parametrize("position", [-1, 625, 10**8])

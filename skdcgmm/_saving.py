@@ -18,7 +18,7 @@ from sklearn.mixture import GaussianMixture
 
 from skdcgmm import _annealing, _joint, _layerwise, _outliers
 from skdcgmm._checkpoint import pack_generator, unpack_generator
-from skdcgmm._files import replacing
+from skdcgmm._files import replacing, target
 from skdcgmm.layers import ConvGMM, LayerSpec, MaxPool
 
 Arrays = dict[str, NDArray[Any]]
@@ -61,7 +61,7 @@ def write(path: str | os.PathLike[str], kind: str, state: dict[str, Any]) -> Non
     TypeError
         If the state holds something else.
     """
-    if Path(path).is_dir() or not Path(path).parent.is_dir():
+    if Path(path).is_dir() or not target(path).parent.is_dir():
         raise FileNotFoundError(
             f"path must be a file in a folder that is there; got {str(path)!r}."
         )

@@ -359,6 +359,29 @@ def test_files_are_as_readable_as_others(saved, tmp_path):
     assert (tmp_path / "model").stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
+def test_a_link_stays_and_its_file_is_replaced(saved, tmp_path):
+    (tmp_path / "models").mkdir()
+    link, file = tmp_path / "link", tmp_path / "models" / "model"
+    file.write_bytes(b"old")
+    link.symlink_to(file)
+    saved[1].save(link)
+    assert link.is_symlink()
+    assert DCGMMEstimator.load(file).get_params() == saved[1].get_params()
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_a_link_into_nowhere_is_no_place_for_a_file(saved, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere" / "model")
+    with pytest.raises(FileNotFoundError, match="path must be a file in a folder"):
+        saved[1].save(tmp_path / "link")
+
+
+def test_the_longest_name(saved, tmp_path):
+    path = tmp_path / ("m" * 255)
+    saved[1].save(path)
+    assert DCGMMEstimator.load(path).get_params() == saved[1].get_params()
+
+
 @pytest.mark.parametrize("place", ["", "nowhere/model"])
 def test_no_place_for_a_file(saved, tmp_path, place):
     with pytest.raises(FileNotFoundError, match="path must be a file in a folder"):

@@ -160,7 +160,10 @@ def test_other_images_or_a_broken_file_are_refused(digits, tmp_path, monkeypatch
         stop_at(3, Joint, Stop, patch)
         with pytest.raises(Stop):
             estimator(checkpoint=path, checkpoint_minutes=0).fit(X)
-    for other in ({"X": X + 1}, {"X": X[::-1]}, {"X": X, "sample_weight": np.arange(400)}):
+    pixel = X.copy()
+    pixel[252, 30] += 1
+    weight = np.arange(400)
+    for other in ({"X": pixel}, {"X": X[::-1]}, {"X": X, "sample_weight": weight}):
         with pytest.raises(ValueError, match="its X is 400 of shape"):
             estimator(checkpoint=path).fit(**other)
     state = torch.load(path, weights_only=False)

@@ -66,7 +66,10 @@ def unpack(packed: dict[str, Any]) -> Network:
 
 
 def _check_arrays(state: dict[str, Tensor], network: Network) -> None:
-    """Raise an error if arrays have types, or buffers shapes, that no training gives them."""
+    """Raise an error if arrays have types, values or shapes that no training gives them.
+
+    Of most values and of the parameters' shapes, others ask.
+    """
     dtypes: dict[bool, set[torch.dtype]] = {True: set(), False: set()}
     for name, array in state.items():
         dtypes[name in _COUNTS].add(array.dtype)
@@ -84,6 +87,9 @@ def _check_arrays(state: dict[str, Tensor], network: Network) -> None:
             raise ValueError(f"its {name} are of another network")
     if state["shift"].shape != state["scale"].shape:
         raise ValueError("its shift and its scale differ in shape")
+    for name in {"shift", "scale", "class_logits"} & set(state):
+        if not state[name].isfinite().all():
+            raise ValueError(f"its {name} are not finite")
 
 
 def arrays_of(value: Any) -> Any:

@@ -239,10 +239,10 @@ DEEP = "[" * 100_000 + "]" * 100_000
         ((*FIRST_LAYER, "state"), {}, "missing 1 required positional argument: 'n_components'"),
         ((*FIRST_LAYER, "state", "fit"), 1, "unexpected keyword argument 'fit'"),
         (FIRST_LAYER, None, "has no attribute 'build'"),
-        ((*NETWORK, "image_shape", "items"), [1, 10**9, 10**9], "size"),
-        ((*NETWORK, "joint"), False, "emission"),
+        ((*NETWORK, "image_shape", "items"), [1, 10**9, 10**9], "Storage size"),
+        ((*NETWORK, "joint"), False, "KeyError: 'layers.1.emission.min_variance'"),
         ((*NETWORK, "n_classes"), 3, r"Missing key\(s\) in state_dict: \"class_logits\""),
-        (("state", "_network"), None, "NoneType"),
+        (("state", "_network"), None, "'NoneType' object is not subscriptable"),
         (("state",), {}, "it lacks"),
     ],
 )
@@ -277,6 +277,7 @@ def test_hostile_headers(tmp_path, text, match):
         ("_network.arrays.layers.0.emission.means", lambda a: a * np.nan, "no finite scores"),
         ("_network.arrays.layers.0.emission.means", lambda a: a + np.inf, "no finite scores"),
         ("_network.arrays.scale", lambda a: np.asarray(-a), "scale is not positive"),
+        ("_network.arrays.scale", lambda a: np.full((), np.inf, a.dtype), "scale are not finite"),
         ("_network.arrays.coverage", lambda a: a[1:], "coverage are of another"),
         ("_network.arrays.clusters", lambda a: a[1:], "clusters are of another"),
         ("_network.arrays.shift", lambda a: np.zeros(64, a.dtype), "shift are of another"),
@@ -320,6 +321,16 @@ def test_hostile_classifiers(digits, tmp_path, kind, path, value, match):
     inside[key] = value
     rewrite(tmp_path / "model", json.dumps(content), arrays)
     with pytest.raises(ValueError, match=match):
+        DCGMMClassifier.load(tmp_path / "model")
+
+
+def test_classes_without_probabilities(digits, tmp_path):
+    est = DCGMMClassifier(layers=[ConvGMM(3)], **IMAGES).fit(digits[0][:50], digits[1][:50] % 2)
+    est.save(tmp_path / "model")
+    content, arrays = contents(tmp_path / "model")
+    arrays["_network.arrays.class_logits"] *= np.nan
+    rewrite(tmp_path / "model", json.dumps(content), arrays)
+    with pytest.raises(ValueError, match="class_logits are not finite"):
         DCGMMClassifier.load(tmp_path / "model")
 
 

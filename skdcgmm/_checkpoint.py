@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from skdcgmm import _annealing, _distributed, _joint, _layerwise
-from skdcgmm._files import replacing
+from skdcgmm._files import replacing, target
 from skdcgmm._training import Objective, Standing
 
 # What a file may hold besides tensors and plain values: reading it runs no code of its own.
@@ -20,6 +20,10 @@ _TYPES: list[Any] = [
     _joint.Progress, _layerwise.Progress, _layerwise.LayerProgress, _annealing.ScheduleState,
 ]  # fmt: skip
 _VERSION = 1
+# What it does hold.
+_PARTS = {
+    "version", "parameters", "start", "images", "network", "progress", "standing", "epoch",
+}  # fmt: skip
 
 
 class Checkpoint:
@@ -76,7 +80,10 @@ class Checkpoint:
             return None
         try:
             with torch.serialization.safe_globals(_TYPES):
-                return dict(torch.load(self._path, map_location="cpu", weights_only=True))
+                saved = dict(torch.load(self._path, map_location="cpu", weights_only=True))
+            if missing := _PARTS - set(saved):
+                raise ValueError(f"it lacks {sorted(missing)}")
+            return saved
         except Exception as error:  # whatever the bytes of a broken file lead to
             raise ValueError(
                 f"checkpoint={str(self._path)!r} cannot be read ({error!r}). Delete the file, or "
@@ -142,14 +149,19 @@ class Checkpoint:
     def remove(self) -> None:
         """Remove the file: the training is done."""
         if _distributed.rank() == 0:
-            self._path.unlink(missing_ok=True)
+            target(self._path).unlink(missing_ok=True)
 
 
 def pack_generator(rng: np.random.RandomState) -> dict[str, Any]:
     """The state of a random generator in plain values."""
-    state = dict(rng.get_state(legacy=False))
-    inner = {name: np.asarray(value).tolist() for name, value in state.pop("state").items()}
-    return {**state, "state": inner}
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: plain(each) for name, each in value.items()}
+        return np.asarray(value).tolist()
+
+    packed: dict[str, Any] = plain(rng.get_state(legacy=False))
+    return packed
 
 
 def unpack_generator(state: dict[str, Any]) -> np.random.RandomState:
@@ -158,12 +170,16 @@ def unpack_generator(state: dict[str, Any]) -> np.random.RandomState:
     if not (isinstance(kind, type) and issubclass(kind, np.random.BitGenerator)):
         raise ValueError(f"{state['bit_generator']} is no bit generator")
     # numpy does not check them, and reads what is there in memory.
-    if "buffer" in state or not 0 <= state["state"].get("pos", 0) <= 624:
-        raise ValueError("the state of a random generator is out of range")
+    places = {"pos": state["state"].get("pos", 0), "buffer_pos": state.get("buffer_pos", 0)}
+    if not (0 <= places["pos"] <= 624 and 0 <= places["buffer_pos"] <= 4):
+        raise ValueError(f"the state of a random generator is out of range: {places}")
+
+    def arrays(values: dict[str, Any]) -> dict[str, Any]:
+        return {
+            name: np.array(value, dtype=np.uint64) if isinstance(value, list) else value
+            for name, value in values.items()
+        }
+
     rng = np.random.RandomState(kind())
-    inner = {
-        name: np.array(value, dtype=np.uint64) if isinstance(value, list) else value
-        for name, value in state["state"].items()
-    }
-    rng.set_state({**state, "state": inner})
+    rng.set_state({**arrays(state), "state": arrays(state["state"])})
     return rng

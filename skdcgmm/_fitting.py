@@ -215,7 +215,8 @@ def merge_components(network: Network, images: Images | Stream, rng: np.random.R
     scores = some.map(lambda x: network.scores(x), network.scale, network.numbers_per_image)
     if not np.isfinite(scores).all():
         raise FloatingPointError("images have no finite scores")
-    means = (network.component_means() / network.scale).flatten(1).numpy(force=True)
+    with computing(network.scale.device):
+        means = (network.component_means() / network.scale).flatten(1).numpy(force=True)
     clusters = merge(scores, means, network.n_clusters, some.weight)
     network.clusters = torch.from_numpy(clusters).to(network.clusters)
 

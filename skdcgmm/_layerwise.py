@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -76,8 +77,12 @@ class _LayerTraining:
         share = int(_ANNEALING_SHARE * available / max(1, self.schedule.n_reductions))
         self._block_length = max(1, min(_BLOCK_STEPS, share))
         self._deadline = max(1, int(_ANNEALING_DEADLINE * available))
-        self._distances = _annealing.grid_distances(layer.n_components)
         self._block, self._since_report = (RunningMean(layer.gaussian.means) for _ in range(2))
+
+    @cached_property
+    def _distances(self) -> Tensor:
+        # Not before a loss needs them: many components have very many distances.
+        return _annealing.grid_distances(self.layer.n_components)
 
     @property
     def progress(self) -> LayerProgress:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,9 @@ from skdcgmm._build import build
 from skdcgmm._network import Network
 from skdcgmm._tree import JointNetwork
 from skdcgmm.layers import FlooredGaussianEmission, GaussianEmission
+
+# The arrays of a network that hold integers; all others are of one floating type.
+_COUNTS = ("clusters", "coverage")
 
 
 def pack(network: Network) -> dict[str, Any]:
@@ -43,19 +47,49 @@ def unpack(packed: dict[str, Any]) -> Network:
             if not isinstance(network, JointNetwork):
                 raise ValueError("only a stack that is one density has classes")
             network.add_classes(packed["n_classes"])
-    for name in ("coverage", "clusters"):
-        if state[name].shape != getattr(network, name).shape:
-            raise ValueError(f"its {name} are of another network")
+    _check_arrays(state, network)
     for name, _ in list(network.named_buffers()):
         # Of those of the scale, the data decide on the shape.
         module, _, buffer = name.rpartition(".")
         setattr(network.get_submodule(module), buffer, state[name])
     network.load_state_dict(state, assign=True)
-    network.n_clusters = packed["n_clusters"]
+    network.n_clusters = operator.index(packed["n_clusters"])
+    # Tables of clusters take memory, whatever the size of the file.
+    if not 1 <= network.n_clusters <= network.top.n_components:
+        raise ValueError(
+            f"it has {network.n_clusters} clusters of {network.top.n_components} components"
+        )
     for layer in network.mixtures.values():
         if isinstance(layer.emission, GaussianEmission):
             layer.gaussian.set_min_variance(layer.gaussian.min_variance)
     return network
+
+
+def _check_arrays(state: dict[str, Tensor], network: Network) -> None:
+    """Raise an error if arrays have types, values or shapes that no training gives them.
+
+    Of most values and of the parameters' shapes, others ask.
+    """
+    dtypes: dict[bool, set[torch.dtype]] = {True: set(), False: set()}
+    for name, array in state.items():
+        dtypes[name in _COUNTS].add(array.dtype)
+    if dtypes[True] != {torch.int64} or dtypes[False] not in ({torch.float32}, {torch.float64}):
+        raise ValueError(f"its arrays are of types that no network has: {dtypes}")
+    for name, buffer in network.named_buffers():
+        shapes = [buffer.shape]
+        if name in ("shift", "scale"):
+            shapes.append(torch.Size((network.image_shape[0], 1, 1)))
+        elif name.endswith("min_variance"):
+            module = network.get_submodule(name.rpartition(".")[0])
+            assert isinstance(module, GaussianEmission)
+            shapes.append(module.means.shape[2:])
+        if state[name].shape not in shapes:
+            raise ValueError(f"its {name} are of another network")
+    if state["shift"].shape != state["scale"].shape:
+        raise ValueError("its shift and its scale differ in shape")
+    for name in {"shift", "scale", "class_logits"} & set(state):
+        if not state[name].isfinite().all():
+            raise ValueError(f"its {name} are not finite")
 
 
 def arrays_of(value: Any) -> Any:

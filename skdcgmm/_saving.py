@@ -18,8 +18,8 @@ from sklearn.mixture import GaussianMixture
 
 from skdcgmm import _annealing, _joint, _layerwise, _outliers
 from skdcgmm._checkpoint import pack_generator, unpack_generator
-from skdcgmm._files import replacing
-from skdcgmm.layers import ConvGMM, MaxPool
+from skdcgmm._files import replacing, target
+from skdcgmm.layers import ConvGMM, LayerSpec, MaxPool
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -61,7 +61,7 @@ def write(path: str | os.PathLike[str], kind: str, state: dict[str, Any]) -> Non
     TypeError
         If the state holds something else.
     """
-    if Path(path).is_dir() or not Path(path).parent.is_dir():
+    if Path(path).is_dir() or not target(path).parent.is_dir():
         raise FileNotFoundError(
             f"path must be a file in a folder that is there; got {str(path)!r}."
         )
@@ -97,7 +97,18 @@ def read(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
         raise ValueError(f"its format is {content['format']}, and this version reads {FORMAT}")
     if content["kind"] != kind:
         raise ValueError(f"it holds a {content['kind']}: call {content['kind']}.load")
-    return {name: decode(value, arrays) for name, value in content["state"].items()}
+    state = {name: decode(value, arrays) for name, value in content["state"].items()}
+    _check_classes(state)
+    return state
+
+
+def _check_classes(state: dict[str, Any]) -> None:
+    """Raise an error if an estimator and its network do not have the same number of classes."""
+    if "classes_" not in state:
+        return
+    n_classes = state["_network"]["n_classes"]
+    if n_classes is not None and np.shape(state["classes_"]) != (n_classes,):
+        raise ValueError(f"its classes_ are not {n_classes}")
 
 
 def _digest(text: str, arrays: Arrays) -> str:
@@ -183,8 +194,11 @@ def decode(value: Any, arrays: Arrays) -> Any:
         case "object":
             cls = _CLASSES[value["cls"]]
             state = {key: decode(item, arrays) for key, item in value["state"].items()}
-            if issubclass(cls, tuple):
+            if issubclass(cls, tuple | LayerSpec):
                 return cls(**state)
+            odd = [name for name in state if hasattr(cls, name)]
+            if odd:
+                raise ValueError(f"a {value['cls']} has no {odd}")
             # Those of scikit-learn: parameters that another version added keep their defaults.
             made = cls() if cls.__module__.startswith("sklearn.") else cls.__new__(cls)
             vars(made).update(state)

@@ -29,7 +29,8 @@ def load_images(name: str = "digits", *, data_home: str | Path | None = None) ->
     ----------
     name : {"digits", "mnist", "fashion_mnist"}, default="digits"
         "digits" (8 x 8 pixels, 1797 images) comes with scikit-learn. The others (28 x 28 pixels,
-        70 000 images) are read from local files, else fetched from OpenML and cached there.
+        70 000 images) are read from local files, else fetched from OpenML; scikit-learn keeps
+        those in its own folder, `sklearn.datasets.get_data_home()`.
     data_home : str or Path, default=None
         Folder that holds `mnist.npz` (with arrays X_train, y_train, X_test, y_test), or a folder
         `mnist`, or itself, with the four idx files of the set, gzipped or not; for the other set

@@ -1,6 +1,7 @@
 """A training that is stopped, and goes on."""
 
 import itertools
+import json
 import multiprocessing
 import re
 import time
@@ -11,7 +12,7 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 
 from skdcgmm import ConvGMM, DCGMMClassifier, DCGMMEstimator
-from skdcgmm._checkpoint import unpack_generator
+from skdcgmm._checkpoint import pack_generator, unpack_generator
 from skdcgmm._joint import Joint
 from skdcgmm._layerwise import Layerwise
 
@@ -94,6 +95,42 @@ def test_a_classifier_that_is_stopped_draws_the_same_again(digits, tmp_path, mon
     assert_same(classifier(random_state=rng, checkpoint=path).fit(X, y), undisturbed)
 
 
+@pytest.mark.parametrize("kind", ["MT19937", "PCG64", "PCG64DXSM", "Philox", "SFC64"])
+def test_every_generator_of_numpy_goes_on_from_its_state(kind):
+    rng = np.random.RandomState(getattr(np.random, kind)(0))
+    rng.normal(size=3), rng.randint(5)
+    state = json.loads(json.dumps(pack_generator(rng)))
+    back = unpack_generator(state)
+    np.testing.assert_array_equal(back.normal(size=9), rng.normal(size=9))
+    np.testing.assert_array_equal(back.randint(99, size=9), rng.randint(99, size=9))
+
+
+@pytest.mark.parametrize("position", [-1, 5, 10**8])
+def test_a_buffer_is_not_read_past_its_end(position):
+    state = pack_generator(np.random.RandomState(np.random.Philox(0)))
+    with pytest.raises(ValueError, match="out of range"):
+        unpack_generator({**state, "buffer_pos": position})
+
+
+@pytest.mark.parametrize("other", [{"w": torch.ones(3)}, {"version": 1, "network": {}}])
+def test_another_file_of_torch_is_refused_and_stays(digits, tmp_path, other):
+    path = tmp_path / "weights.pt"
+    torch.save(other, path)
+    content = path.read_bytes()
+    message = f'checkpoint={str(path)!r} cannot be read (ValueError("it lacks'
+    with pytest.raises(ValueError, match=re.escape(message)):
+        estimator(checkpoint=path).fit(digits[0][:400])
+    assert path.read_bytes() == content
+
+
+def test_a_checkpoint_behind_a_link_is_removed_at_the_end(digits, tmp_path):
+    link, path = tmp_path / "link", tmp_path / "fit.checkpoint"
+    link.symlink_to(path)
+    estimator(checkpoint=link, checkpoint_minutes=0).set_params(max_epochs=1).fit(digits[0][:100])
+    assert link.is_symlink()
+    assert not path.exists()
+
+
 def fit_forever(X, path):
     est = estimator(checkpoint=path, checkpoint_minutes=0).set_params(max_epochs=2000)
     est.fit(X)
@@ -123,7 +160,10 @@ def test_other_images_or_a_broken_file_are_refused(digits, tmp_path, monkeypatch
         stop_at(3, Joint, Stop, patch)
         with pytest.raises(Stop):
             estimator(checkpoint=path, checkpoint_minutes=0).fit(X)
-    for other in ({"X": X + 1}, {"X": X[::-1]}, {"X": X, "sample_weight": np.arange(400)}):
+    pixel = X.copy()
+    pixel[252, 30] += 1
+    weight = np.arange(400)
+    for other in ({"X": pixel}, {"X": X[::-1]}, {"X": X, "sample_weight": weight}):
         with pytest.raises(ValueError, match="its X is 400 of shape"):
             estimator(checkpoint=path).fit(**other)
     state = torch.load(path, weights_only=False)

@@ -35,18 +35,38 @@ def module_name(path):
     return ".".join(part for part in parts if part != "__init__")
 
 
-def imports(path):
-    """Names of the modules of the package that a file imports."""
+def imports(text):
+    """Names of the modules of the package that a file of this text imports."""
     found = set()
-    names = {module_name(p) for p in PACKAGE.rglob("*.py")}
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "skdcgmm":
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom):
             assert node.level == 0
-            base = node.module.removeprefix("skdcgmm").removeprefix(".")
-            for alias in node.names:
-                full = f"{base}.{alias.name}".strip(".")
-                found.add(full if full in names else base)
+            full = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            full = [alias.name for alias in node.names]
+        else:
+            continue
+        for name in full:
+            package, _, inside = name.partition(".")
+            if package == "skdcgmm":  # the name itself, or that of a module which holds it
+                found.add(inside if inside in ORDER else inside.rpartition(".")[0])
     return found
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("import skdcgmm", {""}),
+        ("import numpy, skdcgmm._saving as s", {"_saving"}),
+        ("def f():\n    import skdcgmm.layers._base", {"layers._base"}),
+        ("from skdcgmm import DCGMMEstimator, _tree", {"", "_tree"}),
+        ("from skdcgmm.layers._base import Layer", {"layers._base"}),
+        ("from skdcgmm.layers import Layer, _base", {"layers", "layers._base"}),
+        ("import skdcgmmer", set()),
+    ],
+)
+def test_every_way_to_import_is_seen(text, expected):
+    assert imports(text) == expected
 
 
 def test_every_module_has_its_place():
@@ -56,7 +76,7 @@ def test_every_module_has_its_place():
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=module_name)
 def test_imports_point_down(path):
     place = ORDER.index(module_name(path))
-    upward = [name for name in imports(path) if ORDER.index(name) >= place]
+    upward = [name for name in imports(path.read_text()) if ORDER.index(name) >= place]
     assert not upward
     if module_name(path) in ORDER[ORDER.index("_windows") : ORDER.index("layers._base")]:
         assert "sklearn" not in path.read_text().replace("scikit-learn", "")

@@ -20,6 +20,7 @@ from skdcgmm import (
     DCGMMEstimator,
     DCGMMOutlierDetector,
     MaxPool,
+    _annealing,
     _saving,
 )
 
@@ -122,9 +123,8 @@ def test_column_names_and_output_format_are_kept(digits, tmp_path):
 def test_the_file_is_one_of_safetensors_with_json(saved, tmp_path):
     path = tmp_path / "model"
     path.write_bytes(saved[0])
-    with safe_open(path, framework="np") as file:
-        content = json.loads(file.metadata()["skdcgmm"])
-        means = file.get_tensor("_network.arrays.layers.0.emission.means")
+    content, arrays = contents(path)
+    means = arrays["_network.arrays.layers.0.emission.means"]
     assert content["state"]["max_epochs"] == 2
     np.testing.assert_array_equal(means, saved[1]._network.first.gaussian.means.detach())
 
@@ -150,7 +150,14 @@ def test_no_file(tmp_path):
         DCGMMEstimator.load(tmp_path / "nothing")
 
 
-def refused(path, data, match=""):
+def contents(path):
+    """The values and the arrays of a file."""
+    with safe_open(path, framework="np") as file:
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return json.loads(file.metadata()["skdcgmm"]), arrays
+
+
+def refused(path, data, match):
     path.write_bytes(data)
     with pytest.raises(ValueError, match=rf"(?s)path=.*{match}.*DCGMMEstimator\.save has written"):
         DCGMMEstimator.load(path)
@@ -159,7 +166,8 @@ def refused(path, data, match=""):
 @given(share=st.floats(0, 1, exclude_max=True))
 def test_truncated_files(saved, tmp_path_factory, share):
     data = saved[0]
-    refused(tmp_path_factory.getbasetemp() / "truncated", data[: int(share * len(data))])
+    part = data[: int(share * len(data))]
+    refused(tmp_path_factory.getbasetemp() / "truncated", part, "deserializing header")
 
 
 @given(share=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
@@ -171,7 +179,8 @@ def test_a_changed_bit(saved, tmp_path_factory, share, bit):
     if position < 8 + n_header and data[position : 8 + n_header].strip() == b"":
         position = 0
     data[position] ^= 1 << bit
-    refused(tmp_path_factory.getbasetemp() / "changed", bytes(data))
+    match = "deserializing header|has been changed|not written by skdcgmm"
+    refused(tmp_path_factory.getbasetemp() / "changed", bytes(data), f"({match})")
 
 
 @pytest.mark.parametrize(
@@ -180,7 +189,7 @@ def test_a_changed_bit(saved, tmp_path_factory, share, bit):
     ids=["empty", "zeros", "text", "pickle", "huge header"],
 )
 def test_files_of_another_kind(tmp_path, data):
-    refused(tmp_path / "other", data)
+    refused(tmp_path / "other", data, "deserializing header")
 
 
 def test_a_file_of_another_class(saved, tmp_path):
@@ -221,32 +230,45 @@ DEEP = "[" * 100_000 + "]" * 100_000
         (("state", "n_features_in_"), 63, "image shapes differ"),
         (("state", "_row_shape", "items"), [65], "image shapes differ"),
         ((*NETWORK, "n_clusters"), 3, "out of range"),
+        ((*NETWORK, "n_clusters"), 0, "0 clusters of 6 components"),
+        ((*NETWORK, "n_clusters"), 10**8, "100000000 clusters of 6 components"),
+        ((*NETWORK, "n_clusters"), "many", "'str' object cannot be interpreted as an integer"),
         ((*FIRST_LAYER, "state", "n_components"), 10**12, "size mismatch"),
-        ((*FIRST_LAYER, "state", "kernel_size"), 3, ""),
-        ((*FIRST_LAYER, "cls"), "MaxPool", ""),
-        (FIRST_LAYER, None, ""),
-        ((*NETWORK, "image_shape", "items"), [1, 10**9, 10**9], ""),
-        ((*NETWORK, "joint"), False, ""),
-        ((*NETWORK, "n_classes"), 3, ""),
-        (("state", "_network"), None, ""),
+        ((*FIRST_LAYER, "state", "kernel_size"), 3, "windows that do not tile"),
+        ((*FIRST_LAYER, "cls"), "MaxPool", "unexpected keyword argument"),
+        ((*FIRST_LAYER, "state"), {}, "missing 1 required positional argument: 'n_components'"),
+        ((*FIRST_LAYER, "state", "fit"), 1, "unexpected keyword argument 'fit'"),
+        (FIRST_LAYER, None, "has no attribute 'build'"),
+        ((*NETWORK, "image_shape", "items"), [1, 10**9, 10**9], "Storage size"),
+        ((*NETWORK, "joint"), False, "KeyError: 'layers.1.emission.min_variance'"),
+        ((*NETWORK, "n_classes"), 3, r"Missing key\(s\) in state_dict: \"class_logits\""),
+        (("state", "_network"), None, "'NoneType' object is not subscriptable"),
         (("state",), {}, "it lacks"),
     ],
 )
 def test_hostile_files_with_a_right_digest(saved, tmp_path, path, value, match):
     (tmp_path / "model").write_bytes(saved[0])
-    with safe_open(tmp_path / "model", framework="np") as file:
-        content = json.loads(file.metadata()["skdcgmm"])
-        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    content, arrays = contents(tmp_path / "model")
     inside, key = at(content, path)
     inside[key] = value
     rewrite(tmp_path / "model", json.dumps(content), arrays)
     refused(tmp_path / "model", (tmp_path / "model").read_bytes(), match)
 
 
-@pytest.mark.parametrize("text", [DEEP, "[]", "{", "null", '{"format": 1}'])
-def test_hostile_headers(tmp_path, text):
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        (DEEP, "RecursionError"),
+        ("[]", "list indices"),
+        ("{", "JSONDecodeError"),
+        ("null", "NoneType"),
+        ('{"format": 1}', "KeyError: 'kind'"),
+    ],
+    ids=["deep", "list", "cut", "null", "no kind"],
+)
+def test_hostile_headers(tmp_path, text, match):
     rewrite(tmp_path / "model", text, {})
-    refused(tmp_path / "model", (tmp_path / "model").read_bytes())
+    refused(tmp_path / "model", (tmp_path / "model").read_bytes(), match)
 
 
 @pytest.mark.parametrize(
@@ -255,28 +277,68 @@ def test_hostile_headers(tmp_path, text):
         ("_network.arrays.layers.0.emission.means", lambda a: a * np.nan, "no finite scores"),
         ("_network.arrays.layers.0.emission.means", lambda a: a + np.inf, "no finite scores"),
         ("_network.arrays.scale", lambda a: np.asarray(-a), "scale is not positive"),
-        ("_network.arrays.coverage", lambda _: np.ones(3), "coverage are of another"),
+        ("_network.arrays.scale", lambda a: np.full((), np.inf, a.dtype), "scale are not finite"),
+        ("_network.arrays.coverage", lambda a: a[1:], "coverage are of another"),
         ("_network.arrays.clusters", lambda a: a[1:], "clusters are of another"),
+        ("_network.arrays.shift", lambda a: np.zeros(64, a.dtype), "shift are of another"),
+        ("_network.arrays.scale", lambda a: np.ones((1, 8, 8), a.dtype), "scale are of another"),
+        ("_network.arrays.scale", lambda a: np.full((1, 1, 1), a), "shift and its scale differ"),
+        (
+            "_network.arrays.layers.0.emission.min_variance",
+            lambda a: np.ones((10**6, 1, 1), a.dtype),
+            "min_variance are of another",
+        ),
+        ("_network.arrays.clusters", lambda a: a.astype(np.uint8), "types that no network has"),
+        ("_network.arrays.layers.1.logits", lambda a: a.astype(int), "types that no network has"),
+        ("_network.arrays.layers.1.logits", np.float64, "types that no network has"),
+        ("_network.arrays.scale", lambda _: np.ones(1, "f2"), "types that no"),
         ("_progress.optimizer.0.exp_avg", lambda _: np.ones(1, "f"), "that of another network"),
     ],
 )
 def test_hostile_arrays(saved, tmp_path, name, change, match):
     (tmp_path / "model").write_bytes(saved[0])
-    with safe_open(tmp_path / "model", framework="np") as file:
-        text = file.metadata()["skdcgmm"]
-        arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    content, arrays = contents(tmp_path / "model")
     arrays[name] = change(arrays[name])
-    rewrite(tmp_path / "model", text, arrays)
+    rewrite(tmp_path / "model", json.dumps(content), arrays)
     refused(tmp_path / "model", (tmp_path / "model").read_bytes(), match)
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "value", "match"),
+    [
+        ("classifier", ("state", "classes_", "items"), ["no"], "classes_ are not 2"),
+        ("classifier", ("state", "classes_", "items"), ["no", "yes", "so"], "classes_ are not 2"),
+        ("linear", ("state", "classes_", "items"), ["no"], "IndexError"),
+        ("linear", ("state", "readout_", "state", "predict"), 1, r"no \['predict'\]"),
+    ],
+)
+def test_hostile_classifiers(digits, tmp_path, kind, path, value, match):
+    y = labels(digits[1][:50])
+    est = ESTIMATORS[kind]().set_params(layers=[ConvGMM(3)]).fit(digits[0][:50], y)
+    est.save(tmp_path / "model")
+    content, arrays = contents(tmp_path / "model")
+    inside, key = at(content, path)
+    inside[key] = value
+    rewrite(tmp_path / "model", json.dumps(content), arrays)
+    with pytest.raises(ValueError, match=match):
+        DCGMMClassifier.load(tmp_path / "model")
+
+
+def test_classes_without_probabilities(digits, tmp_path):
+    est = DCGMMClassifier(layers=[ConvGMM(3)], **IMAGES).fit(digits[0][:50], digits[1][:50] % 2)
+    est.save(tmp_path / "model")
+    content, arrays = contents(tmp_path / "model")
+    arrays["_network.arrays.class_logits"] *= np.nan
+    rewrite(tmp_path / "model", json.dumps(content), arrays)
+    with pytest.raises(ValueError, match="class_logits are not finite"):
+        DCGMMClassifier.load(tmp_path / "model")
 
 
 @pytest.mark.parametrize("position", [-1, 625, 10**8])
 def test_a_generator_that_points_elsewhere(digits, tmp_path, position):
     est = DCGMMEstimator(2, max_epochs=1, random_state=np.random.RandomState(0)).fit(digits[0][:20])
     est.save(tmp_path / "model")
-    with safe_open(tmp_path / "model", framework="np") as file:
-        content = json.loads(file.metadata()["skdcgmm"])
-        arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    content, arrays = contents(tmp_path / "model")
     content["state"]["random_state"]["state"]["state"]["pos"] = position
     rewrite(tmp_path / "model", json.dumps(content), arrays)
     refused(tmp_path / "model", (tmp_path / "model").read_bytes(), "out of range")
@@ -286,10 +348,7 @@ def test_a_huge_image_in_a_small_file_takes_no_memory(digits, tmp_path):
     layers = [ConvGMM(2, 1, 8), ConvGMM(2)]
     est = DCGMMEstimator(objective="layerwise", layers=layers, **IMAGES).fit(digits[0][:20])
     est.save(tmp_path / "model")
-    with safe_open(tmp_path / "model", framework="np") as file:
-        text = file.metadata()["skdcgmm"]
-        arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    content = json.loads(text)
+    content, arrays = contents(tmp_path / "model")
     network = content["state"]["_network"]["items"]
     network["image_shape"]["items"] = [1, 10**6, 10**6]
     network["layers"]["items"][0]["items"][1]["state"]["stride"]["items"] = [10**6, 10**6]
@@ -297,10 +356,41 @@ def test_a_huge_image_in_a_small_file_takes_no_memory(digits, tmp_path):
     refused(tmp_path / "model", (tmp_path / "model").read_bytes(), "coverage are of another")
 
 
+def test_a_small_file_of_many_components_takes_no_memory(digits, tmp_path, monkeypatch):
+    """Their distances on the grid are for training only."""
+    est = DCGMMEstimator(3, objective="layerwise", **IMAGES).fit(digits[0][:50])
+    est.save(tmp_path / "model")
+    monkeypatch.setattr(_annealing, "grid_distances", None)
+    DCGMMEstimator.load(tmp_path / "model").predict(digits[0][:5])
+
+
 def test_files_are_as_readable_as_others(saved, tmp_path):
     (tmp_path / "other").touch()
     saved[1].save(tmp_path / "model")
     assert (tmp_path / "model").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_a_link_stays_and_its_file_is_replaced(saved, tmp_path):
+    (tmp_path / "models").mkdir()
+    link, file = tmp_path / "link", tmp_path / "models" / "model"
+    file.write_bytes(b"old")
+    link.symlink_to(file)
+    saved[1].save(link)
+    assert link.is_symlink()
+    assert DCGMMEstimator.load(file).get_params() == saved[1].get_params()
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_a_link_into_nowhere_is_no_place_for_a_file(saved, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere" / "model")
+    with pytest.raises(FileNotFoundError, match="path must be a file in a folder"):
+        saved[1].save(tmp_path / "link")
+
+
+def test_the_longest_name(saved, tmp_path):
+    path = tmp_path / ("m" * 255)
+    saved[1].save(path)
+    assert DCGMMEstimator.load(path).get_params() == saved[1].get_params()
 
 
 @pytest.mark.parametrize("place", ["", "nowhere/model"])

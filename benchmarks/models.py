@@ -65,9 +65,8 @@ class PyODAutoEncoder:
 
 
 def detector(image_shape, seed, **parameters):
-    return DCGMMOutlierDetector(
-        image_shape=image_shape, reg_covar=REG_COVAR, random_state=seed, **parameters
-    )
+    parameters = {"reg_covar": REG_COVAR, "validation_fraction": None, **parameters}
+    return DCGMMOutlierDetector(image_shape=image_shape, random_state=seed, **parameters)
 
 
 def deep(n_components, image_shape, seed, **parameters):

@@ -91,15 +91,23 @@ class LearningDCGMM(CallbackSupportMixin, BaseDCGMM):
         )
         check_number("tol", self.tol, low=0)
         check_number("n_iter_no_change", self.n_iter_no_change, low=1, integer=True)
-        check_number(
-            "validation_fraction", self.validation_fraction, low=0, high=1, open_low=True,
-            optional="no validation",
-        )  # fmt: skip
+        self._check_validation_fraction()
         check_bool("warm_start", self.warm_start)
         if not isinstance(self.verbose, bool):
             check_number("verbose", self.verbose, low=0, integer=True)
         check_checkpoint(self.checkpoint, self.checkpoint_minutes)
         check_device(self.device)
+
+    def _check_validation_fraction(self) -> None:
+        check_number(
+            "validation_fraction", self.validation_fraction, low=0, high=1, open_low=True,
+            optional="no validation",
+        )  # fmt: skip
+
+    def _share_held_out(self, data: Images | Stream) -> float | None:
+        """What `validation_fraction` says of these images."""
+        del data
+        return self.validation_fraction
 
     def _plan(self, shape: Shape, n_images: int) -> _fitting.Plan:
         reserved = set(self.get_params(deep=False))
@@ -207,7 +215,10 @@ class LearningDCGMM(CallbackSupportMixin, BaseDCGMM):
         """
         self._mixture_name(network, "score_layer", self.score_layer)
         self._check_network(network)
-        settings = Settings(**{name: getattr(self, name) for name in Settings._fields})
+        settings = Settings(
+            **{name: getattr(self, name) for name in Settings._fields}
+            | {"validation_fraction": self._share_held_out(data)}
+        )
 
         def fitted(history: list[HistoryRow], held_out: Any) -> dict[str, Any]:
             """Attributes of this estimator as if training had ended now."""

@@ -65,7 +65,11 @@ class Calibration(ABC):
         finite = np.isfinite(statistics).all((1, 2))
         scores = np.full(len(statistics), -np.inf, statistics.dtype)
         if finite.any():
-            scores[finite] = self._total(self._terms(statistics[finite].astype(np.float64)))
+            statistics = statistics[finite].astype(np.float64)
+            # Of images that are all alike, no term can say what is usual but the first.
+            alike = self._typical.alike
+            values = self._typicality(statistics) if alike else self._total(self._terms(statistics))
+            scores[finite] = values
         return scores
 
     @abstractmethod
@@ -137,7 +141,7 @@ class Density:
     """Log density of rows under a mixture of training rows, whitened."""
 
     def __init__(self, rows: FloatArray, rounding: float, rng: np.random.RandomState) -> None:
-        self._mean = rows.mean(0)
+        self._mean, self._rounding = rows.mean(0), rounding
         _, singular, directions = np.linalg.svd(rows - self._mean, full_matrices=False)
         spread = singular / np.sqrt(len(rows) - 1)
         # Directions in which statistics do not differ hold rounding errors.
@@ -147,7 +151,8 @@ class Density:
         self._mixture = GaussianMixture(
             n_components, reg_covar=_REG_COVAR, max_iter=1000, random_state=rng
         )
-        if kept.any():
+        self.alike = not kept.any()
+        if not self.alike:
             self._mixture.fit(self._whiten(rows))
 
     def _whiten(self, rows: FloatArray) -> FloatArray:
@@ -155,8 +160,9 @@ class Density:
         return white
 
     def __call__(self, rows: FloatArray) -> FloatArray:
-        if not self._whitening.size:  # all training rows are equal
-            return np.zeros(len(rows))
+        if self.alike:  # but for rounding errors
+            apart: FloatArray = np.abs(rows - self._mean).max(1) / max(self._rounding, _TINY)
+            return np.minimum(0, 1 - apart)
         log_prob: FloatArray = self._mixture.score_samples(self._whiten(rows))
         return log_prob
 

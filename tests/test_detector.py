@@ -258,3 +258,28 @@ def test_images_held_out_set_the_threshold(digits):
         detector.set_params(validation_fraction=fraction).fit(normal[:1000])
         called[fraction] = (detector.predict(normal[1000:]) == -1).mean()
     assert abs(called[0.2] - 0.05) < abs(called[None] - 0.05) / 2
+
+
+def test_of_images_all_alike_any_other_is_an_outlier():
+    rng = np.random.default_rng(0)
+    X = np.repeat(rng.random((1, 8, 8)), 100, axis=0)
+    for images in (X, np.zeros((100, 8, 8))):
+        for method in METHODS:
+            detector = DCGMMOutlierDetector(score_method=method, max_epochs=2, random_state=0)
+            detector.fit(images)
+            assert (detector.predict(rng.random((5, 8, 8))) == -1).all(), method
+
+
+def test_what_is_held_out_by_default(digits):
+    X = digits[0]
+
+    def n_held_out(X, **parameters):
+        detector = DCGMMOutlierDetector(max_epochs=1, random_state=0, **parameters).fit(X)
+        return "validation_loss" in detector.history_[0]
+
+    assert n_held_out(X[:50], image_shape=(8, 8))
+    assert not n_held_out(X[:49], image_shape=(8, 8))
+    assert not n_held_out(X)  # plain features
+    assert not n_held_out([X[:50], X[50:99]], image_shape=(8, 8))  # batches
+    with pytest.raises(ValueError, match="validation_fraction must be"):
+        n_held_out(X, validation_fraction="all")

@@ -21,9 +21,7 @@ from skdcgmm.plotting import SamplesDisplay, plot_images
 
 data = load_images("digits")
 normal = data.X_train[data.y_train != 0]
-detector = DCGMMOutlierDetector(
-    image_shape=data.image_shape, contamination=0.05, validation_fraction=0.2, random_state=0
-)
+detector = DCGMMOutlierDetector(image_shape=data.image_shape, contamination=0.05, random_state=0)
 models = {
     "DCGMMOutlierDetector": make_pipeline(MinMaxScaler(), detector),
     "GaussianMixture": GaussianMixture(49, covariance_type="diag", reg_covar=0.05, random_state=0),
@@ -40,9 +38,8 @@ ax.set_title("zeros among test images")
 
 # %%
 # ``predict`` calls an image an outlier, -1, if it scores below ``offset_``, as a share of
-# ``contamination`` of the images do that ``validation_fraction`` has held out. (By default they are
-# those of the training: images that a model has learnt from score higher than new ones, and the
-# threshold would be too high.) Here test images are by other writers, so that more are called.
+# ``contamination`` of the images do that were held out: images that a model has learnt from score
+# higher than new ones. Here test images are by other writers, so that more are called.
 model = models["DCGMMOutlierDetector"]
 outlier = model.predict(data.X_test) == -1
 zero = data.y_test == 0

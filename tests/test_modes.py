@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from skdcgmm import ConvGMM, DCGMMClassifier, DCGMMEstimator, DCGMMOutlierDetector
-from skdcgmm._gaussian import computing
+from skdcgmm._gaussian import _Legacy, _ProcessWide, computing
 
 STACK = [ConvGMM(5, 4), ConvGMM(3)]
 IMAGES = {"layers": STACK, "image_shape": (8, 8), "max_epochs": 2, "random_state": 0}
@@ -186,5 +186,17 @@ def test_precision_is_given_back_by_the_last_thread():
             assert [call.result() for call in calls] == [None, True]
         assert not exact()
         assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_the_one_setting_of_older_torch():
+    before = torch.get_float32_matmul_precision()
+    exact = _ProcessWide([(_Legacy(), "precision", "highest")])
+    try:
+        torch.set_float32_matmul_precision("medium")
+        with exact, exact:
+            assert torch.get_float32_matmul_precision() == "highest"
+        assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision(before)

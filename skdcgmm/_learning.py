@@ -57,7 +57,7 @@ class LearningDCGMM(CallbackSupportMixin, BaseDCGMM):
     learning_rate: float | None
     tol: float
     n_iter_no_change: int
-    validation_fraction: float | None
+    validation_fraction: float | str | None
     warm_start: bool
     verbose: int
     checkpoint: str | os.PathLike[str] | None
@@ -107,6 +107,7 @@ class LearningDCGMM(CallbackSupportMixin, BaseDCGMM):
     def _share_held_out(self, data: Images | Stream) -> float | None:
         """What `validation_fraction` says of these images."""
         del data
+        assert not isinstance(self.validation_fraction, str)
         return self.validation_fraction
 
     def _plan(self, shape: Shape, n_images: int) -> _fitting.Plan:

@@ -280,6 +280,6 @@ def test_what_is_held_out_by_default(digits):
     assert n_held_out(X[:50], image_shape=(8, 8))
     assert not n_held_out(X[:49], image_shape=(8, 8))
     assert not n_held_out(X)  # plain features
-    assert not n_held_out([X[:50], X[50:99]], image_shape=(8, 8))  # batches
+    assert not n_held_out(DataLoader(X[:99], 50), image_shape=(8, 8))
     with pytest.raises(ValueError, match="validation_fraction must be"):
         n_held_out(X, validation_fraction="all")

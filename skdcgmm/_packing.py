@@ -62,6 +62,9 @@ def unpack(packed: dict[str, Any]) -> Network:
     for layer in network.mixtures.values():
         if isinstance(layer.emission, GaussianEmission):
             layer.gaussian.set_min_variance(layer.gaussian.min_variance)
+            # A component that has none takes no image, and only draws would fail.
+            if not (layer.gaussian.root_precisions > 0).all():
+                raise ValueError("its precisions are not positive")
     return network
 
 

@@ -324,6 +324,15 @@ def test_hostile_classifiers(digits, tmp_path, kind, path, value, match):
         DCGMMClassifier.load(tmp_path / "model")
 
 
+def test_components_without_precisions(digits, tmp_path):
+    est = DCGMMEstimator(layers=[ConvGMM(3)], objective="layerwise", **IMAGES).fit(digits[0][:50])
+    est.save(tmp_path / "model")
+    content, arrays = contents(tmp_path / "model")
+    arrays["_network.arrays.layers.0.emission.roots"][0, 1] = 0
+    rewrite(tmp_path / "model", json.dumps(content), arrays)
+    refused(tmp_path / "model", (tmp_path / "model").read_bytes(), "precisions are not positive")
+
+
 def test_classes_without_probabilities(digits, tmp_path):
     est = DCGMMClassifier(layers=[ConvGMM(3)], **IMAGES).fit(digits[0][:50], digits[1][:50] % 2)
     est.save(tmp_path / "model")

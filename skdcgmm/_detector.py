@@ -259,8 +259,13 @@ class DCGMMOutlierDetector(OutlierMixin, LearningDCGMM):
         )
 
     def _check_validation_fraction(self) -> None:
-        if not (isinstance(self.validation_fraction, str) and self.validation_fraction == "auto"):
+        if not isinstance(self.validation_fraction, str):
             super()._check_validation_fraction()
+        elif self.validation_fraction != "auto":
+            raise ValueError(
+                "validation_fraction must be 'auto', a number > 0 and < 1, or None (no "
+                f"validation); got {self.validation_fraction!r}."
+            )
 
     def _share_held_out(self, data: Images | Stream) -> float | None:
         if not isinstance(self.validation_fraction, str):

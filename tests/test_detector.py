@@ -8,6 +8,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GridSearchCV, PredefinedSplit
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
+from torch.utils.data import DataLoader
 
 from skdcgmm import ConvGMM, DCGMMEstimator, DCGMMOutlierDetector
 from skdcgmm._outliers import Surprise, Typicality, views
@@ -18,7 +19,10 @@ METHODS = ["surprise", "typicality", "density", "contrast", "layer"]
 @pytest.fixture(scope="module")
 def fitted(digits):
     X, y = digits
-    return DCGMMOutlierDetector(image_shape=(8, 8), max_epochs=30, random_state=0).fit(X[y != 8])
+    detector = DCGMMOutlierDetector(
+        image_shape=(8, 8), max_epochs=30, validation_fraction=None, random_state=0
+    )
+    return detector.fit(X[y != 8])
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -145,7 +149,7 @@ def test_typicality_is_low_on_both_sides(rng):
 def test_uncalibrated_scores_are_the_estimators(fitted, digits):
     X, _ = digits
     parameters = {"layers": [ConvGMM(20, 4, shared=False), ConvGMM(10)], "image_shape": (8, 8),
-                  "max_epochs": 5, "random_state": 0}  # fmt: skip
+                  "max_epochs": 5, "validation_fraction": None, "random_state": 0}  # fmt: skip
     for method in ("density", "contrast", "layer"):
         detector = DCGMMOutlierDetector(score_method=method, **parameters).fit(X)
         est = DCGMMEstimator(score_method=method, **parameters).fit(X)
@@ -264,7 +268,7 @@ def test_of_images_all_alike_any_other_is_an_outlier():
     rng = np.random.default_rng(0)
     X = np.repeat(rng.random((1, 8, 8)), 100, axis=0)
     for images in (X, np.zeros((100, 8, 8))):
-        for method in METHODS:
+        for method in ("surprise", "typicality", "density"):
             detector = DCGMMOutlierDetector(score_method=method, max_epochs=2, random_state=0)
             detector.fit(images)
             assert (detector.predict(rng.random((5, 8, 8))) == -1).all(), method
@@ -281,5 +285,5 @@ def test_what_is_held_out_by_default(digits):
     assert not n_held_out(X[:49], image_shape=(8, 8))
     assert not n_held_out(X)  # plain features
     assert not n_held_out(DataLoader(X[:99], 50), image_shape=(8, 8))
-    with pytest.raises(ValueError, match="validation_fraction must be"):
+    with pytest.raises(ValueError, match="validation_fraction must be 'auto'"):
         n_held_out(X, validation_fraction="all")

@@ -38,6 +38,7 @@ _MIN_EPOCHS = 3
 _N_SEEDS = 256
 # Rows that are looked at for pixels, and the least side of images that would be taken for such.
 _N_LOOKED_AT, _LEAST_SIDE = 100, 8
+_MAX_PIXEL = 2**16 - 1
 # Largest number of values in the images among which labels spread.
 _MAX_SPREAD_VALUES = 2**25
 
@@ -156,7 +157,8 @@ def warn_of_pixels(images: Images | Stream) -> None:
     if images.shape != (side**2, 1, 1) or side < _LEAST_SIDE or not isinstance(images, Images):
         return
     some = images.rows[:_N_LOOKED_AT]
-    if (some >= 0).all() and (some == np.rint(some)).all():
+    # Zeros and ones are as well the answers to questions.
+    if 1 < some.max() <= _MAX_PIXEL and (some >= 0).all() and (some == np.rint(some)).all():
         warnings.warn(
             f"X has rows of {side**2} whole numbers, which are taken for plain features. If they "
             f"are pixels, set image_shape=({side}, {side}); if not, name the flat mixture, for "

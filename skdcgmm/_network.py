@@ -221,8 +221,8 @@ class LayerwiseNetwork(Network):
                 observed = complete or layer is not self.first
                 log_prob = layer.log_prob(z, observed)  # (N, K, rows, columns)
                 yield name, layer, log_prob
-                z = layer.responsibilities(log_prob)
-                z = z.detach() if detach else z
+                with torch.set_grad_enabled(torch.is_grad_enabled() and not detach):
+                    z = layer.responsibilities(log_prob)
             else:
                 z = layer(z)
 

@@ -41,7 +41,7 @@ IMAGES = {"image_shape": (SIDE, SIDE), "max_epochs": 3, "random_state": 0}
 STACK = [ConvGMM(5, 4), ConvGMM(3)]
 ESTIMATORS = {
     "joint": DCGMMEstimator(2, **IMAGES),
-    "flat": DCGMMEstimator(2, max_epochs=3, random_state=0),
+    "flat": DCGMMEstimator(layers=[ConvGMM(2)], max_epochs=3, random_state=0),
     "layerwise": DCGMMEstimator(
         layers=STACK, objective="layerwise", score_method="layer", **IMAGES
     ),

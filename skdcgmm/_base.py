@@ -275,4 +275,4 @@ class BaseDCGMM(FittedParametersMixin, LayersMixin):
         """Log density of each image, in double precision."""
         images = self._check_fitted_images(X)
         values = self._map_joint(images, "the log density", lambda network, x: network.log_prob(x))
-        return values.astype(np.float64)
+        return np.where(np.isfinite(values), values, -np.inf).astype(np.float64)

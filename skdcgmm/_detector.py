@@ -25,8 +25,9 @@ from skdcgmm._validation import answer, check_number
 
 # Parts of the images to calibrate with that are scored by what the others say, and images for that.
 _N_FOLDS, _MIN_FOLDED = 5, 50
-# Share of the images held out by default, and least number of images for that.
-_HELD_OUT, _MIN_HELD_OUT_OF = 0.2, 50
+# Share of the images held out by default, and least number of images for that: of fewer, those that
+# are left would teach too little.
+_HELD_OUT, _MIN_HELD_OUT_OF = 0.2, 500
 
 
 class DCGMMOutlierDetector(OutlierMixin, LearningDCGMM):
@@ -48,7 +49,8 @@ class DCGMMOutlierDetector(OutlierMixin, LearningDCGMM):
     score_method : str, default="auto"
         What `score_samples` returns.
 
-        - "surprise": the sum of four terms, each in standard deviations of the training images.
+        - "surprise": the sum of four terms, each in standard deviations of the images held out, or
+          of the training images if none are.
           How usual the log densities of the image in all layers, and those of its mirrored and
           turned views, are; how much likelier it is than its views; how much better its parts fit
           its cluster than theirs; and how much likelier its parts are together than alone.
@@ -60,9 +62,10 @@ class DCGMMOutlierDetector(OutlierMixin, LearningDCGMM):
         As for `DCGMMEstimator`.
     validation_fraction : float or None, default="auto"
         Share of X set aside to judge progress, and to learn from how images score that the stack
-        has not seen. "auto": 0.2 of 50 images or more in an array; none of plain features, to which
-        a flat mixture fits less closely, nor of batches. With None, images score lower than those
-        of the training, and more of them are called outliers: most, if there were few thousand.
+        has not seen. "auto": 0.2 of 500 images or more in an array; none of plain features, to
+        which a flat mixture fits less closely, nor of batches. With None, new images score lower
+        than those of the training, and too many are called outliers: a fifth of new digits, and
+        most of new clothes, where a tenth or less was asked for.
     warm_start, device, random_state, verbose, checkpoint, checkpoint_minutes
         As for `DCGMMEstimator`.
 
@@ -133,7 +136,7 @@ class DCGMMOutlierDetector(OutlierMixin, LearningDCGMM):
         self.checkpoint_minutes = checkpoint_minutes
 
     def fit(self, X: Any, y: Any = None) -> Self:
-        """Train the stack, and learn how its training images score.
+        """Train the stack, and learn how normal images score.
 
         Parameters
         ----------
@@ -186,8 +189,8 @@ class DCGMMOutlierDetector(OutlierMixin, LearningDCGMM):
         Parameters
         ----------
         X : array-like or Tensor, as in `fit`
-            Normal images that `fit` has not seen, or with a share `contamination` of outliers. Of
-            more than 10 000, as many are drawn.
+            Images that `fit` has not seen, with no larger a share of outliers than
+            `contamination`. Of more than 10 000, as many are drawn.
         score_method : str, default=None
             The score from now on; None is the parameter of that name.
 

@@ -361,4 +361,5 @@ class DCGMMEstimator(ClusterMixin, FeaturesMixin, IncrementalDCGMM):
         if sample_weight is None:
             return float(values.mean())
         weight = _check_sample_weight(sample_weight, values, ensure_non_negative=True)
-        return float(np.average(values, weights=weight))
+        counted = weight > 0  # so that an image of no weight may have no density
+        return float(np.average(values[counted], weights=weight[counted]))

@@ -153,17 +153,24 @@ def same_stack(new: Network, old: Network) -> bool:
 
 def warn_of_pixels(images: Images | Stream) -> None:
     """Warn if features are as many as the pixels of a square, and whole numbers as theirs are."""
-    side = math.isqrt(math.prod(images.shape))
-    if images.shape != (side**2, 1, 1) or side < _LEAST_SIDE or not isinstance(images, Images):
+    n_features, *size = images.shape
+    gray, colour = math.isqrt(n_features), math.isqrt(n_features // 3)
+    shapes = [
+        shape for shape in ((gray, gray), (colour, colour, 3)) if math.prod(shape) == n_features
+    ]
+    if size != [1, 1] or not shapes or shapes[0][0] < _LEAST_SIDE or not isinstance(images, Images):
         return
-    some = images.rows[:_N_LOOKED_AT]
+    some = images.rows[np.linspace(0, len(images) - 1, _N_LOOKED_AT).astype(int)]
+    some = some[~np.isnan(some)] if some.dtype.kind == "f" else some.ravel()
+    if not some.size:
+        return
     # Zeros and ones are as well the answers to questions.
     if 1 < some.max() <= _MAX_PIXEL and (some >= 0).all() and (some == np.rint(some)).all():
         warnings.warn(
-            f"X has rows of {side**2} whole numbers, which are taken for plain features. If they "
-            f"are pixels, set image_shape=({side}, {side}); if not, name the flat mixture, for "
+            f"X has rows of {n_features} whole numbers, which are taken for plain features. If "
+            f"they are pixels, set image_shape={shapes[0]}; if not, name the flat mixture, for "
             "instance layers=[ConvGMM(8)].",
-            stacklevel=2,
+            stacklevel=5,
         )
 
 

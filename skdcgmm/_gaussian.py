@@ -69,17 +69,25 @@ class _ProcessWide:
         with self._lock:
             if self._n_inside == 0:
                 self._before = []
-                for owner, name, value in self._settings:
-                    self._before.append(getattr(owner, name))
-                    setattr(owner, name, value)
+                try:
+                    for owner, name, value in self._settings:
+                        before = getattr(owner, name)
+                        setattr(owner, name, value)
+                        self._before.append(before)
+                except BaseException:
+                    self._restore()
+                    raise
             self._n_inside += 1
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
             self._n_inside -= 1
             if self._n_inside == 0:
-                for (owner, name, _), value in zip(self._settings, self._before, strict=True):
-                    setattr(owner, name, value)
+                self._restore()
+
+    def _restore(self) -> None:
+        for (owner, name, _), value in zip(self._settings, self._before, strict=False):
+            setattr(owner, name, value)
 
 
 class _Legacy:

@@ -93,7 +93,7 @@ class LearningDCGMM(CallbackSupportMixin, BaseDCGMM):
         check_number("n_iter_no_change", self.n_iter_no_change, low=1, integer=True)
         self._check_validation_fraction()
         check_bool("warm_start", self.warm_start)
-        if not isinstance(self.verbose, bool):
+        if not isinstance(self.verbose, bool | np.bool_):
             check_number("verbose", self.verbose, low=0, integer=True)
         check_checkpoint(self.checkpoint, self.checkpoint_minutes)
         check_device(self.device)

@@ -84,12 +84,14 @@ def merge(
             masses = np.bincount(found, mass[joining]).astype(np.float64)
             sums = np.zeros((len(masses), means.shape[1]))
             np.add.at(sums, found, mass[joining, None] * means[joining])
+            if sums.shape[1] > len(sums):  # distances do not need more axes than clusters
+                sums = np.transpose(np.linalg.qr(sums.T, mode="r"))
             found = _agglomerate(sums, masses, _nearness, n_clusters)[found]
         kept = np.bincount(found, mass[joining])[found] >= left_over
         if kept.all() or kept.sum() < n_clusters:
             break
         joining = joining[kept]
-    labels = np.full(n_components, found[np.searchsorted(joining, by_mass[0])])
+    labels = np.full(n_components, found[mass[joining].argmax()])
     labels[joining] = found
     left_out = np.setdiff1d(np.arange(n_components), joining)
     if len(left_out):
@@ -103,7 +105,7 @@ def merge(
 
 
 def _agglomerate(sums: FloatArray, mass: FloatArray, strength: Strength, n_clusters: int) -> Labels:
-    """Join the two clusters of largest strength, until few are left, or none is positive.
+    """Join the two clusters of largest strength, until few are left, or none have any.
 
     Parameters
     ----------
@@ -111,6 +113,7 @@ def _agglomerate(sums: FloatArray, mass: FloatArray, strength: Strength, n_clust
         What adds up when clusters join.
     mass : ndarray of shape (K,)
     strength : callable
+        Minus infinity for clusters that are not to join.
     n_clusters : int
 
     Returns

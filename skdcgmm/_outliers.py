@@ -151,16 +151,20 @@ class Density:
         self._mixture = GaussianMixture(
             n_components, reg_covar=_REG_COVAR, max_iter=1000, random_state=rng
         )
-        self.alike = not kept.any()
         if not self.alike:
             self._mixture.fit(self._whiten(rows))
+
+    @property
+    def alike(self) -> bool:
+        """Whether training rows differ by no more than rounding errors."""
+        return not self._whitening.size
 
     def _whiten(self, rows: FloatArray) -> FloatArray:
         white: FloatArray = (rows - self._mean) @ self._whitening
         return white
 
     def __call__(self, rows: FloatArray) -> FloatArray:
-        if self.alike:  # but for rounding errors
+        if self.alike:
             apart: FloatArray = np.abs(rows - self._mean).max(1) / max(self._rounding, _TINY)
             return np.minimum(0, 1 - apart)
         log_prob: FloatArray = self._mixture.score_samples(self._whiten(rows))

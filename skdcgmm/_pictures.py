@@ -57,10 +57,12 @@ def plot_images(
             "Rows of plain features are no images: fit with image_shape=(height, width)."
         )
     images = images.reshape(-1, height, width, channels)
-    low, high = np.nanpercentile(images, [1, 99])
+    observed = images[~np.isnan(images)]
+    low, high = np.percentile(observed, [1, 99]) if observed.size else (0.0, 1.0)
     low = low if vmin is None else vmin
-    high = max(high, low + 1e-9) if vmax is None else vmax
-    images = np.clip((images - low) / (high - low), 0, 1)
+    high = high if vmax is None else vmax
+    # Where all pixels are alike, they are black.
+    images = np.clip((images - low) / (high - low if high > low else np.inf), 0, 1)
     n_columns = min(n_columns, len(images))
     n_rows = -(-len(images) // n_columns)
     # One pixel of frame around each image, and empty cells after the last: beyond white.
@@ -75,6 +77,9 @@ def plot_images(
         ax.imshow(canvas[..., 0], cmap=cmap, vmin=0, vmax=1, interpolation="nearest")
     else:
         missing = np.isnan(canvas).any(-1, keepdims=True)
-        ax.imshow(np.where(missing, _MISSING, np.minimum(canvas, 1)), interpolation="nearest")
+        ax.imshow(
+            np.where(missing, (*_MISSING, 1.0)[:channels], np.minimum(canvas, 1)),
+            interpolation="nearest",
+        )
     ax.set_axis_off()
     return ax

@@ -281,9 +281,9 @@ def test_what_is_held_out_by_default(digits):
         detector = DCGMMOutlierDetector(max_epochs=1, random_state=0, **parameters).fit(X)
         return "validation_loss" in detector.history_[0]
 
-    assert n_held_out(X[:50], image_shape=(8, 8))
-    assert not n_held_out(X[:49], image_shape=(8, 8))
+    assert n_held_out(X[:500], image_shape=(8, 8))
+    assert not n_held_out(X[:499], image_shape=(8, 8))
     assert not n_held_out(X)  # plain features
-    assert not n_held_out(DataLoader(X[:99], 50), image_shape=(8, 8))
+    assert not n_held_out(DataLoader(X, 500), image_shape=(8, 8))
     with pytest.raises(ValueError, match="validation_fraction must be 'auto'"):
         n_held_out(X, validation_fraction="all")

@@ -13,7 +13,7 @@ from sklearn.base import clone, is_clusterer
 from sklearn.datasets import make_blobs
 from sklearn.metrics import adjusted_rand_score
 from sklearn.mixture import GaussianMixture
-from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.model_selection import GridSearchCV, KFold, cross_val_score
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 
@@ -577,6 +577,8 @@ def test_rows_that_look_like_pixels_are_warned_of(digits):
     X = np.rint(255 * digits[0][:100])
     with pytest.warns(UserWarning, match=r"64 whole numbers, .* set image_shape=\(8, 8\)"):
         DCGMMEstimator(max_epochs=1).fit(X)
+    with pytest.warns(UserWarning, match=r"192 whole numbers, .* set image_shape=\(8, 8, 3\)"):
+        DCGMMEstimator(max_epochs=1).fit(np.tile(X, 3))
     # Neither features of other kinds, nor where the mixture is meant to be flat.
     for features, layers in [(X / 255, "auto"), (X[:, 1:], "auto"), (X, [ConvGMM(2)])]:
         DCGMMEstimator(layers=layers, max_epochs=1).fit(features)
@@ -593,6 +595,18 @@ def test_score_is_a_weighted_mean(digits):
     with config_context(enable_metadata_routing=True):
         weighted = clone(est).set_fit_request(sample_weight=True)
         weighted.set_score_request(sample_weight=True)
-        search = make_pipeline(weighted)
-        scores = cross_val_score(search, X, cv=2, params={"sample_weight": weight})
-    assert np.isfinite(scores).all()
+        folds = KFold(2)
+        pipeline = make_pipeline(weighted)
+        scores = cross_val_score(pipeline, X, cv=folds, params={"sample_weight": weight})
+    for score, (train, test) in zip(scores, folds.split(X), strict=True):
+        fold = clone(est).fit(X[train], sample_weight=weight[train])
+        assert score == pytest.approx(fold.score(X[test], sample_weight=weight[test]), rel=1e-6)
+
+
+def test_score_leaves_out_what_has_no_weight(digits):
+    X = digits[0].astype(np.float64)
+    est = DCGMMEstimator(layers=[ConvGMM(3)], max_epochs=1, random_state=0).fit(X)
+    far, weight = X[:5].copy(), np.r_[0.0, np.ones(4)]
+    far[0, 20] = 1e200
+    assert est.score(far) == -np.inf
+    assert est.score(far, sample_weight=weight) == pytest.approx(est.score(X[1:5]))

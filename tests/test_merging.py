@@ -83,6 +83,16 @@ def test_no_cluster_swallows_those_that_nothing_overlaps(rng):
     assert same_partition(labels, np.repeat(order // 3, 2))
 
 
+def test_the_heaviest_component_may_be_left_over(rng):
+    """Of more kinds of few components than ten times the clusters, one is heavier than others."""
+    n_kinds = 120
+    means = np.concatenate([rng.normal(size=(n_kinds - 1, 5)), 1e3 * np.ones((1, 5))])
+    sizes = np.r_[np.full(n_kinds - 1, 4), 5]
+    labels = merge(*twins(means, sizes), 2)
+    assert sorted(set(labels)) == [0, 1]
+    assert len(labels) == 2 * n_kinds
+
+
 @pytest.mark.parametrize("sharpness", [1.0, 1e3])
 def test_weights_are_repetitions(rng, sharpness):
     scores = groups(rng)[:60]

@@ -38,14 +38,14 @@ def test_plot_images_lays_out_a_grid():
     assert colour.shape == (4, 4, 3)
 
 
-@pytest.mark.parametrize("n_channels", [1, 3])
+@pytest.mark.parametrize("n_channels", [1, 3, 4])
 def test_missing_pixels_are_neither_gray_nor_frame(n_channels):
     image = np.linspace(0, 1, 4 * n_channels).reshape(1, 2, 2, n_channels)
     image[0, 1, 0, -1] = np.nan
     ax = plot_images(image, image_shape=image.shape[1:], vmin=0, vmax=1)
     drawn = ax.images[0].to_rgba(ax.images[0].get_array())[..., :3]
     np.testing.assert_array_equal(drawn[[0, -1]], 1.0)
-    np.testing.assert_allclose(drawn[1, 2], np.broadcast_to(image[0, 0, 1], 3), atol=1 / 255)
+    np.testing.assert_allclose(drawn[1, 2], np.broadcast_to(image[0, 0, 1, :3], 3), atol=1 / 255)
     red, green, blue = drawn[2, 1]
     assert red < green < blue < 1
 
@@ -56,6 +56,12 @@ def test_images_of_any_scale_are_drawn_alike(digits):
     np.testing.assert_allclose(*drawn, atol=1e-6)
     with pytest.raises(ValueError, match=r"X must hold images of shape \(4, 8\), .* \(5, 64\)"):
         plot_images(X, image_shape=(4, 8))
+    for same in (np.ones((3, 16)), np.full((3, 16), 1e9)):
+        drawn = plot_images(same, image_shape=(4, 4), vmax=1).images[0].get_array()
+        assert not np.ma.getmaskarray(drawn).any()
+    assert np.ma.getmaskarray(
+        plot_images(np.full((1, 4), np.nan), image_shape=(2, 2)).images[0].get_array()
+    )[1:3, 1:3].all()
     features = DCGMMEstimator(2, layers=[ConvGMM(2)], max_epochs=1).fit(X)
     with pytest.raises(ValueError, match="Rows of plain features are no images"):
         PrototypesDisplay.from_estimator(features)

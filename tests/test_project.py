@@ -107,5 +107,5 @@ def test_demo_prints_its_table_and_writes_its_picture(tmp_path, capsys):
     main(["--output", str(tmp_path / "demo.png")])
     printed = capsys.readouterr().out
     assert "GaussianMixture (flat)" in printed
-    assert "DCGMMEstimator (deep)" in printed
+    assert "DCGMM (deep)" in printed
     assert matplotlib.image.imread(tmp_path / "demo.png").shape[0] > 100

@@ -75,7 +75,7 @@ SamplesDisplay.from_images(data.X_test[order[:30]], image_shape=data.image_shape
 # %%
 # Where is an image unlikely? Its log density, less that without a part, is the log density of that
 # part given the rest. In each of these images, two by two pixels are inverted; below, the log
-# densities of all such parts.
+# densities of all such parts, dark where they are unlikely.
 est = DCGMMEstimator(image_shape=data.image_shape, max_epochs=40, random_state=0)
 est.fit(data.X_train)
 images = data.X_test[:10].reshape(-1, 4, 2, 4, 2).copy()

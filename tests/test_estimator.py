@@ -14,7 +14,7 @@ from sklearn.datasets import make_blobs
 from sklearn.metrics import adjusted_rand_score
 from sklearn.mixture import GaussianMixture
 from sklearn.model_selection import GridSearchCV, KFold, cross_val_score
-from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import MinMaxScaler
 
 from skdcgmm import ConvGMM, DCGMMEstimator, DCGMMOutlierDetector, MaxPool
@@ -596,8 +596,7 @@ def test_score_is_a_weighted_mean(digits):
         weighted = clone(est).set_fit_request(sample_weight=True)
         weighted.set_score_request(sample_weight=True)
         folds = KFold(2)
-        pipeline = make_pipeline(weighted)
-        scores = cross_val_score(pipeline, X, cv=folds, params={"sample_weight": weight})
+        scores = cross_val_score(weighted, X, cv=folds, params={"sample_weight": weight})
     for score, (train, test) in zip(scores, folds.split(X), strict=True):
         fold = clone(est).fit(X[train], sample_weight=weight[train])
         assert score == pytest.approx(fold.score(X[test], sample_weight=weight[test]), rel=1e-6)

@@ -268,6 +268,8 @@ def test_hostile_files_with_a_right_digest(saved, tmp_path, path, value, match):
 )
 def test_hostile_headers(tmp_path, text, match):
     rewrite(tmp_path / "model", text, {})
+    # Some versions of safetensors refuse such metadata themselves.
+    match = f"({match}|InvalidHeader)"
     refused(tmp_path / "model", (tmp_path / "model").read_bytes(), match)
 
 

@@ -355,11 +355,14 @@ class DCGMMEstimator(ClusterMixin, FeaturesMixin, IncrementalDCGMM):
         Raises
         ------
         ValueError
-            If the model has no normalised density: a layer-wise one of several layers.
+            If the model has no normalised density: a layer-wise one of several layers; or if
+            weights are not one non-negative number an image, or all are zero.
         """
         values = self._log_density(X)
         if sample_weight is None:
             return float(values.mean())
         weight = _check_sample_weight(sample_weight, values, ensure_non_negative=True)
         counted = weight > 0  # so that an image of no weight may have no density
+        if not counted.any():
+            raise ValueError("sample_weight must have a positive sum; all weights are zero.")
         return float(np.average(values[counted], weights=weight[counted]))

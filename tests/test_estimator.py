@@ -609,3 +609,5 @@ def test_score_leaves_out_what_has_no_weight(digits):
     far[0, 20] = 1e200
     assert est.score(far) == -np.inf
     assert est.score(far, sample_weight=weight) == pytest.approx(est.score(X[1:5]))
+    with pytest.raises(ValueError, match="zero"):
+        est.score(far, sample_weight=np.zeros(5))

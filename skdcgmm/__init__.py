@@ -1,9 +1,9 @@
 """Deep convolutional Gaussian mixture models for images, as scikit-learn estimators."""
 
-from skdcgmm._classifier import DCGMMClassifier
-from skdcgmm._detector import DCGMMOutlierDetector
-from skdcgmm._estimator import DCGMMEstimator
-from skdcgmm.layers import ConvGMM, MaxPool
+from skdcgmm.estimators.classifier import DCGMMClassifier
+from skdcgmm.estimators.clusterer import DCGMMEstimator
+from skdcgmm.estimators.detector import DCGMMOutlierDetector
+from skdcgmm.model.specs import ConvGMM, MaxPool
 
 __version__ = "0.1.0"
 

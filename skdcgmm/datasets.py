@@ -1,7 +1,5 @@
 """Image data sets for examples, tests and benchmarks."""
 
-from __future__ import annotations
-
 import gzip
 import os
 from pathlib import Path

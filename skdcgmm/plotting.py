@@ -6,22 +6,111 @@ axes or another style, and `ax_` and `figure_` are where.
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_is_fitted
 
-from skdcgmm._pictures import plot_images
+from skdcgmm.model.specs import check_number
 
 __all__ = [
+    "DendrogramDisplay",
     "InpaintingDisplay",
     "PrototypesDisplay",
     "SamplesDisplay",
     "TrainingDisplay",
     "plot_images",
 ]
+
+Array = NDArray[Any]
+
+# Colour of missing pixels, which no gray is taken for.
+_MISSING = (0.45, 0.6, 0.85)
+# Of a dendrogram: space of a leaf along the axis, as scipy has it, and height and distance of the
+# pictures below, as shares of the axes.
+_LEAF, _PICTURE_HEIGHT, _GAP = 10, 0.25, 0.03
+
+
+def plot_images(
+    X: ArrayLike,
+    *,
+    image_shape: tuple[int, ...],
+    n_columns: int = 10,
+    ax: Any = None,
+    vmin: float | None = None,
+    vmax: float | None = None,
+) -> Any:
+    """Draw images side by side in one axes.
+
+    Parameters
+    ----------
+    X : array-like of shape (n_images, n_features) or (n_images, height, width[, channels])
+    image_shape : (int, int) or (int, int, int)
+        Height, width and, if there are several, channels.
+    n_columns : int, default=10
+    ax : matplotlib Axes, default=None
+        None makes a new figure.
+    vmin, vmax : float, default=None
+        Pixel values that are drawn black and white; values beyond are cut. None: the 1st and 99th
+        percentile. Missing pixels, NaN, are drawn in blue.
+
+    Returns
+    -------
+    matplotlib Axes
+    """
+    import matplotlib as mpl
+
+    height, width, channels = (*image_shape, 1)[:3]
+    images = np.asarray(X, dtype=np.float64)
+    whole = (height, width, channels)
+    # A single channel needs no axis of its own.
+    if images.shape[1:] not in [(math.prod(whole),), whole, whole[: 2 + (channels > 1)]]:
+        raise ValueError(
+            f"X must hold images of shape {tuple(image_shape)}, or rows of their pixels; got an "
+            f"array of shape {images.shape}."
+        )
+    if channels not in (1, 3, 4):
+        raise ValueError(
+            f"image_shape must have one channel, or three or four for colours; got {image_shape}. "
+            "Rows of plain features are no images: fit with image_shape=(height, width)."
+        )
+    images = images.reshape(-1, *whole)
+    low, high = _limits(images, vmin, vmax)
+    # Where all pixels are alike, they are black.
+    images = np.clip((images - low) / (high - low if high > low else np.inf), 0, 1)
+    n_columns = min(n_columns, len(images))
+    n_rows = -(-len(images) // n_columns)
+    # One pixel of frame around each image, and empty cells after the last: beyond white.
+    canvas = np.full((n_rows * (height + 1) + 1, n_columns * (width + 1) + 1, channels), 2.0)
+    for i, image in enumerate(images):
+        top, left = (i // n_columns) * (height + 1) + 1, (i % n_columns) * (width + 1) + 1
+        canvas[top : top + height, left : left + width] = image
+    ax = _axes(ax, figsize=(n_columns, n_rows))
+    cmap = mpl.colormaps["gray"].with_extremes(bad=_MISSING, over="white")
+    if channels > 1:
+        missing = np.isnan(canvas).any(-1, keepdims=True)
+        canvas = np.where(missing, (*_MISSING, 1.0)[:channels], np.minimum(canvas, 1))
+    ax.imshow(canvas, cmap=cmap, vmin=0, vmax=1, interpolation="nearest")
+    ax.set_axis_off()
+    return ax
+
+
+def _limits(images: Array, vmin: float | None, vmax: float | None) -> tuple[float, float]:
+    """Pixel values that are drawn black and white."""
+    observed = images[~np.isnan(images)]
+    low, high = np.percentile(observed, [1, 99]) if observed.size else (0.0, 1.0)
+    return low if vmin is None else vmin, high if vmax is None else vmax
+
+
+def _axes(ax: Any, **figure: Any) -> Any:
+    """The given axes, or those of a new figure."""
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(layout="constrained", **figure)[1] if ax is None else ax
 
 
 class _ImagesDisplay:
@@ -31,8 +120,7 @@ class _ImagesDisplay:
         self, images: ArrayLike, *, image_shape: tuple[int, ...], n_columns: int = 10
     ) -> None:
         self.images = np.asarray(images)
-        self.image_shape = image_shape
-        self.n_columns = n_columns
+        self.image_shape, self.n_columns = image_shape, n_columns
 
     def plot(self, *, ax: Any = None, vmin: float | None = None, vmax: float | None = None) -> Self:
         """Draw the images.
@@ -48,14 +136,8 @@ class _ImagesDisplay:
         -------
         self
         """
-        self.ax_ = plot_images(
-            self.images,
-            image_shape=self.image_shape,
-            n_columns=self.n_columns,
-            ax=ax,
-            vmin=vmin,
-            vmax=vmax,
-        )
+        style: dict[str, Any] = {"image_shape": self.image_shape, "n_columns": self.n_columns}
+        self.ax_ = plot_images(self.images, ax=ax, vmin=vmin, vmax=vmax, **style)
         self.figure_ = self.ax_.figure
         return self
 
@@ -87,7 +169,7 @@ class PrototypesDisplay(_ImagesDisplay):
 
         Parameters
         ----------
-        estimator : DCGMMEstimator or DCGMMClassifier
+        estimator : DCGMMEstimator
         n_columns : int, default=10
         ax : matplotlib Axes, default=None
         **kwargs
@@ -98,9 +180,8 @@ class PrototypesDisplay(_ImagesDisplay):
         PrototypesDisplay
         """
         check_is_fitted(estimator)
-        centers = estimator.cluster_centers_
-        display = cls(centers, image_shape=estimator.image_shape_, n_columns=n_columns)
-        return display.plot(ax=ax, **kwargs)
+        centers, image_shape = estimator.cluster_centers_, estimator.image_shape_
+        return cls(centers, image_shape=image_shape, n_columns=n_columns).plot(ax=ax, **kwargs)
 
 
 class SamplesDisplay(_ImagesDisplay):
@@ -108,7 +189,7 @@ class SamplesDisplay(_ImagesDisplay):
 
     Parameters
     ----------
-    images : ndarray of shape (n_images, n_features)
+    images : array-like of shape (n_images, n_features) or (n_images, height, width[, channels])
     image_shape : (int, int) or (int, int, int)
         Height, width and, if there are several, channels.
     n_columns : int, default=10
@@ -129,7 +210,6 @@ class SamplesDisplay(_ImagesDisplay):
         y: Any = None,
         temperature: float | None = 0.0,
         top_s: int | None = None,
-        sharpening_steps: int = 0,
         random_state: Any = None,
         n_columns: int = 10,
         ax: Any = None,
@@ -145,7 +225,7 @@ class SamplesDisplay(_ImagesDisplay):
             As for the `sample` of the estimator.
         temperature : float, default=0.0
             As for `DCGMMEstimator.sample`; without pixel noise, for pictures.
-        top_s, sharpening_steps, random_state
+        top_s, random_state
             As for the `sample` of the estimator.
         n_columns : int, default=10
         ax : matplotlib Axes, default=None
@@ -157,45 +237,12 @@ class SamplesDisplay(_ImagesDisplay):
         SamplesDisplay
         """
         check_is_fitted(estimator)
+        of = {name: value for name, value in (("cluster", cluster), ("y", y)) if value is not None}
         images, _ = estimator.sample(
-            n_samples,
-            temperature=temperature,
-            top_s=top_s,
-            sharpening_steps=sharpening_steps,
-            random_state=random_state,
-            **{k: v for k, v in {"cluster": cluster, "y": y}.items() if v is not None},
+            n_samples, temperature=temperature, top_s=top_s, random_state=random_state, **of
         )
-        shape = estimator.image_shape_
-        return cls.from_images(images, image_shape=shape, n_columns=n_columns, ax=ax, **kwargs)
-
-    @classmethod
-    def from_images(
-        cls,
-        images: ArrayLike,
-        *,
-        image_shape: tuple[int, ...],
-        n_columns: int = 10,
-        ax: Any = None,
-        **kwargs: Any,
-    ) -> Self:
-        """Draw images that are there.
-
-        Parameters
-        ----------
-        images : array-like of shape (n_images, ...)
-        image_shape : (int, int) or (int, int, int)
-        n_columns : int, default=10
-        ax : matplotlib Axes, default=None
-        **kwargs
-            For `plot`.
-
-        Returns
-        -------
-        SamplesDisplay
-        """
-        images = np.asarray(images)
-        display = cls(images.reshape(len(images), -1), image_shape=image_shape, n_columns=n_columns)
-        return display.plot(ax=ax, **kwargs)
+        image_shape = estimator.image_shape_
+        return cls(images, image_shape=image_shape, n_columns=n_columns).plot(ax=ax, **kwargs)
 
 
 class InpaintingDisplay(_ImagesDisplay):
@@ -216,7 +263,6 @@ class InpaintingDisplay(_ImagesDisplay):
         mask: ArrayLike | None = None,
         n_draws: int = 3,
         temperature: float | None = 0.0,
-        sharpening_steps: int = 0,
         random_state: int | None = None,
         ax: Any = None,
         **kwargs: Any,
@@ -232,7 +278,7 @@ class InpaintingDisplay(_ImagesDisplay):
             True where X is to be taken as missing, besides NaN.
         n_draws : int, default=3
             Rows of draws below that of the means.
-        temperature, sharpening_steps
+        temperature : float, default=0.0
             As for `DCGMMEstimator.impute`; draws are without pixel noise, for pictures.
         random_state : int or None, default=None
             Seed of the first draw; others count on.
@@ -248,15 +294,10 @@ class InpaintingDisplay(_ImagesDisplay):
         X = np.asarray(X, dtype=np.float64)
         if mask is not None:
             X = np.where(np.asarray(mask).reshape(X.shape), np.nan, X)
-        rng = np.random.RandomState(random_state)
-        arguments = {"temperature": temperature, "sharpening_steps": sharpening_steps}
-        draws = [
-            estimator.impute(X, method="sample", random_state=rng, **arguments)
-            for _ in range(n_draws)
-        ]
-        rows = [X, estimator.impute(X, **arguments), *draws]
-        images = np.concatenate([row.reshape(len(X), -1) for row in rows])
-        display = cls(images, image_shape=estimator.image_shape_, n_columns=len(X))
+        draw = {"method": "sample", "random_state": np.random.RandomState(random_state)}
+        ways: list[dict[str, Any]] = [{}, *[draw] * n_draws]
+        rows = [X, *(estimator.impute(X, temperature=temperature, **way) for way in ways)]
+        display = cls(np.concatenate(rows), image_shape=estimator.image_shape_, n_columns=len(X))
         return display.plot(ax=ax, **kwargs)
 
 
@@ -292,61 +333,148 @@ class TrainingDisplay:
         -------
         self
         """
-        import matplotlib.pyplot as plt
-
-        if ax is None:
-            _, ax = plt.subplots()
-        if keys is None:
-            keys = [key for key in self.history[0] if key.endswith("loss")]
         columns = {key: [row[key] for row in self.history] for key in self.history[0]}
+        if keys is None:
+            keys = [key for key in columns if key.endswith("loss")]
         if not set(keys) <= set(columns):
             raise ValueError(f"keys must be columns of the history, {list(columns)}; got {keys!r}.")
-        self.lines_ = [ax.plot(columns["epoch"], columns[key], label=key)[0] for key in keys]
+        self.ax_ = _axes(ax)
+        self.lines_ = [self.ax_.plot(columns["epoch"], columns[key], label=key)[0] for key in keys]
         losses = all(key.endswith("loss") for key in keys)
-        ax.set(xlabel="epoch", ylabel="log-likelihood in nats" if losses else "")
-        ax.legend()
-        self.ax_, self.figure_ = ax, ax.figure
+        self.ax_.set(xlabel="epoch", ylabel="log-likelihood in nats" if losses else "")
+        self.ax_.legend()
+        self.figure_ = self.ax_.figure
         return self
 
     @classmethod
-    def from_estimator(
-        cls, estimator: Any, *, ax: Any = None, keys: Sequence[str] | None = None
-    ) -> Self:
+    def from_estimator(cls, estimator: Any, *, ax: Any = None, **kwargs: Any) -> Self:
         """Draw the training of a fitted estimator.
 
         Parameters
         ----------
         estimator : DCGMMEstimator, DCGMMClassifier or DCGMMOutlierDetector
         ax : matplotlib Axes, default=None
-        keys : sequence of str, default=None
-            As for `plot`.
+        **kwargs
+            For `plot`.
 
         Returns
         -------
         TrainingDisplay
         """
         check_is_fitted(estimator)
-        return cls.from_history(estimator.history_, ax=ax, keys=keys)
+        return cls(estimator.history_).plot(ax=ax, **kwargs)
 
-    @classmethod
-    def from_history(
-        cls,
-        history: Sequence[dict[str, float]],
-        *,
-        ax: Any = None,
-        keys: Sequence[str] | None = None,
-    ) -> Self:
-        """Draw a history.
+
+class DendrogramDisplay:
+    """The last mergers of top components into clusters, as a tree above their mean images.
+
+    Parameters
+    ----------
+    children, distances : ndarray of shape (n_leaves - 1, 2) and (n_leaves - 1,)
+        Mergers, and their heights, as the `children_` and `distances_` of `DCGMMEstimator`.
+    images : ndarray of shape (n_leaves, n_features)
+        Mean image of each leaf.
+    image_shape : (int, int, int)
+        Of plain features, (1, 1, n_features), leaves show their numbers.
+    n_clusters : int, default=None
+        Where a dashed line cuts the tree; None draws none.
+
+    Attributes
+    ----------
+    ax_ : matplotlib Axes
+    figure_ : matplotlib Figure
+    leaves_ : list of int
+        Numbers of the leaves from left to right.
+    """
+
+    def __init__(
+        self, children: Array, distances: Array, images: Array, *,
+        image_shape: tuple[int, ...], n_clusters: int | None = None,
+    ) -> None:  # fmt: skip
+        self.children, self.distances, self.images = children, distances, images
+        self.image_shape, self.n_clusters = image_shape, n_clusters
+
+    def plot(self, *, ax: Any = None, vmin: float | None = None, vmax: float | None = None) -> Self:
+        """Draw the tree.
 
         Parameters
         ----------
-        history : sequence of dict
         ax : matplotlib Axes, default=None
-        keys : sequence of str, default=None
-            As for `plot`.
+            None makes a new figure.
+        vmin, vmax : float, default=None
+            As for `plot_images`, of all mean images together.
 
         Returns
         -------
-        TrainingDisplay
+        self
         """
-        return cls(history).plot(ax=ax, keys=keys)
+        from scipy.cluster.hierarchy import dendrogram
+
+        n_leaves, shape = len(self.images), self.image_shape
+        # The last column, numbers of leaves, does nothing to a tree that is drawn whole.
+        mergers = np.column_stack([self.children, self.distances, np.ones(n_leaves - 1)])
+        tree = dendrogram(mergers, no_plot=True)
+        self.leaves_: list[int] = tree["leaves"]
+        margin = 0.1 * np.ptp(self.distances) or 0.1
+        heights = [max(0, self.distances[0] - margin), *self.distances, self.distances[-1] + margin]
+        self.ax_ = ax = _axes(ax, figsize=(max(4, 0.5 * n_leaves), 4))
+        ax.plot(np.transpose(tree["icoord"]), np.transpose(tree["dcoord"]), color="C0")
+        if self.n_clusters is not None and self.n_clusters <= n_leaves:
+            n_merged = n_leaves - self.n_clusters
+            ax.axhline(np.mean(heights[n_merged : n_merged + 2]), color="gray", linestyle="--")
+        ax.set(xlim=(0, _LEAF * n_leaves), ylim=(heights[0], heights[-1]))
+        ax.set_ylabel("log(1 + distance in nats)")
+        plain = tuple(shape[:2]) == (1, 1)
+        names = tree["ivl"] if plain else [""] * n_leaves
+        ax.set_xticks(_LEAF * (np.arange(n_leaves) + 0.5), names)
+        vmin, vmax = _limits(self.images, vmin, vmax)
+        for place, leaf in enumerate([] if plain else self.leaves_):
+            box = _LEAF * place, -_GAP - _PICTURE_HEIGHT, _LEAF, _PICTURE_HEIGHT
+            inset = ax.inset_axes(box, transform=ax.get_xaxis_transform(), anchor="N")
+            plot_images(self.images[[leaf]], image_shape=shape, ax=inset, vmin=vmin, vmax=vmax)
+        self.figure_ = ax.figure
+        return self
+
+    @classmethod
+    def from_estimator(
+        cls, estimator: Any, *, n_leaves: int = 20, ax: Any = None, **kwargs: Any
+    ) -> Self:
+        """Draw how the top components of a fitted estimator are merged.
+
+        Parameters
+        ----------
+        estimator : DCGMMEstimator
+            Whose present `n_clusters` the dashed line shows.
+        n_leaves : int, default=20
+            Clusters from which the drawn tree begins; all components if they are fewer. They have
+            the numbers, and the mean images, of the clusters for ``n_clusters=n_leaves``.
+        ax : matplotlib Axes, default=None
+        **kwargs
+            For `plot`.
+
+        Returns
+        -------
+        DendrogramDisplay
+        """
+        check_is_fitted(estimator)
+        check_number("n_leaves", n_leaves, low=2, integer=True)
+        if not hasattr(estimator, "children_"):
+            raise ValueError(
+                "estimator must have a tree of mergers, children_; got none. Fit DCGMMEstimator "
+                "with several top components, and with n_clusters set if they are more than 1000."
+            )
+        n_components = len(estimator.children_) + 1
+        n_leaves = min(n_leaves, n_components)
+        n_merged = n_components - n_leaves
+        leaves = copy.copy(estimator).set_params(n_clusters=n_leaves)
+        # By node of the whole tree, the leaf that it is in, or its number in the drawn tree.
+        numbers = leaves.clusters_.tolist()
+        for one, _ in estimator.children_[:n_merged]:
+            numbers.append(numbers[one])
+        numbers += range(n_leaves, 2 * n_leaves - 1)
+        children, distances = estimator.children_[n_merged:], estimator.distances_[n_merged:]
+        display = cls(
+            np.array(numbers)[children], distances, leaves.cluster_centers_,
+            image_shape=estimator.image_shape_, n_clusters=estimator.n_clusters or n_components,
+        )  # fmt: skip
+        return display.plot(ax=ax, **kwargs)

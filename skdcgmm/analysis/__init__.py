@@ -1,0 +1,1 @@
+"""What is learnt from how images score: outliers, clusters of components, labels that spread."""

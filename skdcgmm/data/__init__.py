@@ -1,0 +1,11 @@
+"""Images, from rows in memory, in files or in streams to batches of tensors."""
+
+from skdcgmm.data.images import Batch, Epochs, FloatArray, Images, IntArray, sample_size
+from skdcgmm.data.stream import Stream, is_stream
+
+Data = Images | Stream
+
+__all__ = [
+    "Batch", "Data", "Epochs", "FloatArray", "Images", "IntArray", "Stream", "is_stream",
+    "sample_size",
+]  # fmt: skip

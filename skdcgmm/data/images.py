@@ -1,0 +1,349 @@
+"""Images in memory, or mapped from a file: rows that become tensors a batch at a time."""
+
+import hashlib
+import math
+import mmap
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.random import RandomState
+from numpy.typing import NDArray
+from torch import Tensor
+
+FloatArray = NDArray[np.floating[Any]]
+IntArray = NDArray[np.integer[Any]]
+
+# Numbers in the tensors that a batch of predictions may fill: bounds the memory of predictions.
+_BATCH_NUMBERS = 2**25
+# Values that are looked at together where each is looked at once.
+_BLOCK_VALUES = 2**20
+# Images of a sample, and values in them at most.
+_N_SAMPLE, _SAMPLE_VALUES = 10_000, 2**27
+
+# What is beyond double precision ends as a moment that is not finite.
+_beyond = np.errstate(over="ignore", invalid="ignore")
+
+
+class Batch(NamedTuple):
+    """Some images, and what is known of them.
+
+    Attributes
+    ----------
+    x : Tensor of shape (N, C, H, W)
+    weight : Tensor of shape (N,) or None
+        Of mean 1 over the images trained on; None weighs all the same.
+    y : Tensor of int of shape (N,) or None
+        Number of the class of each image, -1 where unknown.
+    label_weight : float
+        Number of images that a label stands for.
+    complete : bool
+        Promise that no pixel is missing, which spares a look at all of them.
+    """
+
+    x: Tensor
+    weight: Tensor | None = None
+    y: Tensor | None = None
+    label_weight: float = 1.0
+    complete: bool = False
+
+
+class Epochs(NamedTuple):
+    """What training goes through.
+
+    Attributes
+    ----------
+    n_batches : int
+        Of an epoch.
+    batches : callable
+        Makes the batches of the next epoch.
+    validation : callable or None
+        Makes the batches of the images held out.
+    held_out : ndarray or None
+        Their numbers, in random order.
+    """
+
+    n_batches: int
+    batches: Callable[[], Iterable[Batch]]
+    validation: Callable[[], Iterable[Batch]] | None = None
+    held_out: IntArray | None = None
+
+
+class Moments(NamedTuple):
+    """Number, mean and summed squared differences of the observed values of each feature.
+
+    Attributes
+    ----------
+    n_values, mean, squares : ndarray of shape (features,)
+    """
+
+    n_values: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    squares: NDArray[np.float64]
+
+    @classmethod
+    @_beyond
+    def of(cls, rows: NDArray[Any]) -> "Moments":
+        """Moments of some rows; NaN are not observed."""
+        values = rows.astype(np.float64)
+        seen = ~np.isnan(values)
+        values[~seen] = 0
+        count = seen.sum(0).astype(np.float64)
+        mean = values.sum(0) / np.maximum(count, 1)
+        values -= mean
+        values[~seen] = 0
+        return cls(count, mean, np.square(values, out=values).sum(0))
+
+    @_beyond
+    def add(self, other: "Moments") -> "Moments":
+        """Moments of the values of both.
+
+        References
+        ----------
+        T. Chan, G. Golub, R. LeVeque: Algorithms for Computing the Sample Variance: Analysis and
+        Recommendations. The American Statistician 37(3), 1983.
+        """
+        count = self.n_values + other.n_values
+        share = other.n_values / np.maximum(count, 1)
+        difference = other.mean - self.mean
+        return Moments(
+            count,
+            self.mean + share * difference,
+            self.squares + other.squares + self.n_values * share * np.square(difference),
+        )
+
+    @property
+    def variance(self) -> NDArray[np.float64]:
+        """Mean squared difference from the mean; 0 where nothing is observed."""
+        return self.squares / np.maximum(self.n_values, 1)
+
+
+@dataclass(frozen=True)
+class Images:
+    """Rows of pixels.
+
+    Attributes
+    ----------
+    rows : ndarray of shape (n_samples, height * width * channels)
+        Of any real type that float32 holds exactly, or float64; perhaps mapped from a file.
+    shape : (channels, height, width)
+    row_shape : tuple of int
+        Shape of an image as the user gave it.
+    weight : ndarray of shape (n_samples,) or None
+        Relative weights; None weighs all the same.
+    y : ndarray of int of shape (n_samples,) or None
+        Number of the class of each image, -1 where unknown.
+    complete : bool
+        Whether it is known that no value is missing.
+    """
+
+    rows: NDArray[Any]
+    shape: tuple[int, int, int]
+    row_shape: tuple[int, ...]
+    weight: FloatArray | None = None
+    y: NDArray[np.int64] | None = None
+    complete: bool = False
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type to compute in: double precision for rows in double precision."""
+        return torch.float64 if self.rows.dtype == np.float64 else torch.float32
+
+    @property
+    def identity(self) -> str:
+        """What tells these images, labels and weights from others."""
+        digest = hashlib.sha256()
+        # All of them: it takes less time than to look at their mean and variance.
+        for block in blocks(self.rows):
+            digest.update(np.ascontiguousarray(block).data)
+        for values in (self.weight, self.y):
+            digest.update(b"none" if values is None else np.ascontiguousarray(values).data)
+        return f"{len(self)} of shape {self.shape}, {digest.hexdigest()[:16]}"
+
+    def take(self, index: NDArray[Any]) -> "Images":
+        """Some of the images."""
+        weight = None if self.weight is None else self.weight[index]
+        y = None if self.y is None else self.y[index]
+        rows = self.rows[index]
+        release(self.rows)
+        return replace(self, rows=rows, weight=weight, y=y)
+
+    def sample(self, n_images: int, rng: RandomState, *, weighted: bool = False) -> "Images":
+        """Some images, or all, drawn by their weights or evenly."""
+        share = None
+        if weighted and self.weight is not None:
+            share = self.weight / self.weight.sum()
+        n_drawn = min(n_images, len(self))
+        return self.take(rng.choice(len(self), n_drawn, replace=False, p=share))
+
+    def hide(self, mask: NDArray[np.bool_]) -> "Images":
+        """The same with pixels missing where the mask (n_samples, features) is true."""
+        if not mask.any():
+            return self
+        rows = self.rows.astype(np.float64 if self.dtype == torch.float64 else np.float32)
+        rows[mask] = np.nan
+        return replace(self, rows=rows, complete=False)
+
+    def tensor(self, index: slice | IntArray, like: Tensor) -> Tensor:
+        """Some images (N, C, H, W), copied, with the dtype and device of `like`."""
+        channels, height, width = self.shape
+        rows = _send(np.array(self.rows[index]), like)
+        release(self.rows)
+        x = rows.to(like).view(-1, height, width, channels)  # (N, H, W, C)
+        return x.permute(0, 3, 1, 2)  # (N, C, H, W)
+
+    def batch(self, index: IntArray, like: Tensor, label_weight: float = 1.0) -> Batch:
+        """Some images to learn from."""
+        x = self.tensor(index, like)
+        weight = None if self.weight is None else _send(self.weight[index], like).to(x)
+        y = None if self.y is None else _send(self.y[index], like)
+        return Batch(x, weight, y, label_weight, self.complete)
+
+    def label_mass(self) -> tuple[float, float]:
+        """Weight of all images, and of those that have a label."""
+        if self.y is None:
+            return 1.0, 1.0
+        weight = np.ones(len(self)) if self.weight is None else self.weight
+        return float(weight.sum()), float(weight[self.y >= 0].sum())
+
+    def epochs(
+        self,
+        rng: RandomState,
+        batch_size: int,
+        validation_fraction: float | None,
+        like: Tensor,
+        label_weight: float = 1.0,
+        total: Callable[[int], int] = int,
+    ) -> Epochs:
+        """Epochs in random order, but for some images held out.
+
+        Parameters
+        ----------
+        rng : RandomState
+        batch_size : int
+        validation_fraction : float or None
+            Share of the images to hold out.
+        like : Tensor
+            Of the type of the batches, where they are to be.
+        label_weight : float
+            Number of images that a label stands for.
+        total : callable
+            From a number of images to that of all processes which train together: their batches,
+            as many in each, have `batch_size` images together.
+        """
+        order = rng.permutation(len(self))
+        n_held_out = 0
+        if validation_fraction is not None:
+            n_held_out = round(validation_fraction * len(self))
+            n_held_out = min(len(self) - 1, max(1, n_held_out))
+        held_out, kept = order[:n_held_out], order[n_held_out:]
+        images = self
+        if self.weight is not None:
+            images = replace(self, weight=self.weight / self.weight[kept].mean())
+
+        def batches(index: IntArray, n_batches: int) -> Iterator[Batch]:
+            # Of equal size, so that the last few images weigh no more than others.
+            for part in np.array_split(index, n_batches):
+                yield images.batch(part, like, label_weight)
+
+        n_batches = -(-total(len(kept)) // batch_size)
+        if not n_held_out:
+            return Epochs(n_batches, lambda: batches(rng.permutation(kept), n_batches))
+        return Epochs(
+            n_batches,
+            lambda: batches(rng.permutation(kept), n_batches),
+            lambda: batches(held_out, -(-n_held_out // batch_size)),
+            held_out,
+        )
+
+    @staticmethod
+    def batch_size(numbers_per_image: int) -> int:
+        """Number of images whose passes through a stack fill a bounded memory."""
+        return max(1, _BATCH_NUMBERS // numbers_per_image)
+
+    def slices(self, size: int) -> Iterator[slice]:
+        """Consecutive slices of at most `size` images; one that is empty, if there are none."""
+        return (slice(start, start + size) for start in range(0, max(1, len(self)), size))
+
+    def moments(self) -> "Moments":
+        """Mean and variance of the observed values, by feature."""
+        none = np.zeros(self.rows.shape[1])
+        total = Moments(none, none, none)
+        for block in blocks(self.rows):
+            total = total.add(Moments.of(block))
+        return total
+
+    def map(
+        self, function: Callable[[Tensor], Tensor], like: Tensor, numbers_per_image: int
+    ) -> NDArray[Any]:
+        """Apply a function of image tensors (N, C, H, W) in batches of bounded memory.
+
+        Real values are answered in the type to compute in.
+        """
+        answers: Tensor | None = None
+        for part in self.slices(self.batch_size(numbers_per_image)):
+            values = function(self.tensor(part, like))
+            if answers is None:
+                # At once: small parts, kept between large ones, would fragment the memory.
+                shape = (len(self), *values.shape[1:])
+                dtype = self.dtype if values.is_floating_point() else values.dtype
+                answers = torch.empty(shape, dtype=dtype, device="cpu")
+            answers[part] = values
+        assert answers is not None
+        return answers.numpy()
+
+
+def _send(values: NDArray[Any], like: Tensor) -> Tensor:
+    """Values as they are, on the device of `like`, which need not wait for them."""
+    sent = torch.from_numpy(values)
+    if like.device.type == "cuda":
+        sent = sent.pin_memory().to(like.device, non_blocking=True)
+    return sent
+
+
+def is_complete(rows: NDArray[Any], check: Callable[[NDArray[Any]], Any]) -> bool:
+    """Whether no value of the rows is NaN; `check` raises an error for what they must not hold."""
+    if rows.dtype.kind != "f":
+        return True
+    complete = True
+    for block in blocks(rows):
+        with np.errstate(over="ignore", invalid="ignore"):
+            fine = np.isfinite(block.sum(dtype=np.float64))
+        if not fine:
+            check(block)
+            complete = complete and not np.isnan(block).any()
+    return complete
+
+
+def blocks(rows: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """All rows, some at a time."""
+    n_rows = max(1, _BLOCK_VALUES // max(1, rows.shape[1]))
+    for start in range(0, len(rows), n_rows):
+        yield rows[start : start + n_rows]
+        release(rows)
+
+
+def sample_size(shape: tuple[int, int, int]) -> int:
+    """Number of images by whose sample all are judged, which memory holds."""
+    return min(_N_SAMPLE, max(1, _SAMPLE_VALUES // math.prod(shape)))
+
+
+def release(rows: NDArray[Any]) -> None:
+    """Give pages of a file that rows are mapped from back to the system.
+
+    They stay in its cache, but no longer count as memory of this process, which would grow to the
+    size of the file.
+    """
+    base: Any = rows
+    shared = False
+    while base is not None and not isinstance(base, mmap.mmap):
+        # Changes of a private map are nowhere else, and only NumPy's maps say what they are.
+        shared = isinstance(base, np.memmap) and base.mode != "c"
+        base = getattr(base, "base", None)
+    if base is not None and shared and hasattr(mmap, "MADV_DONTNEED"):
+        base.madvise(mmap.MADV_DONTNEED)

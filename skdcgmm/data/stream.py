@@ -1,0 +1,195 @@
+"""Images that come in batches, again in every epoch, and are never together in memory."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set, Sized
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.random import RandomState
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from skdcgmm.data.images import Batch, Epochs, Images, Moments, sample_size
+
+
+def is_stream(X: object) -> bool:
+    """Whether X is a dataset, or another iterable of batches, rather than an array."""
+    if isinstance(X, Dataset | DataLoader):
+        return True
+    array_like = any(
+        hasattr(X, name) for name in ("ndim", "shape", "__array__", "__array_interface__")
+    )
+    others = isinstance(X, Sequence | Set | Mapping)
+    return isinstance(X, Iterable) and not array_like and not others
+
+
+class Stream:
+    """Batches of images, gone through anew in every epoch.
+
+    They are gone through once to begin with, for their number, their moments, and some of them,
+    drawn at random, to start from.
+
+    Parameters
+    ----------
+    source : Dataset or iterable of batches
+        A batch is an array or a tensor of images, or a tuple whose first element is one.
+    read : callable
+        From a batch, and whether it is the first one, to images.
+    batch_size : int
+        For a dataset.
+    rng : RandomState
+        Draws what is kept, and shuffles a dataset.
+
+    Attributes
+    ----------
+    n_batches : int
+        Of an epoch.
+
+    Raises
+    ------
+    ValueError
+        If the source holds no images, or can be gone through only once.
+    """
+
+    def __init__(
+        self, source: Any, read: Callable[[Any, bool], Images], batch_size: int, rng: RandomState
+    ) -> None:
+        if isinstance(source, Iterator):
+            raise ValueError(
+                "X must start anew whenever it is iterated over, once an epoch; got "
+                f"{type(source).__name__}, which ends after one pass. Give a DataLoader or an "
+                "object whose __iter__ makes a new iterator, or call partial_fit with each batch."
+            )
+        self._source, self._read, self._batch_size = source, read, batch_size
+        self._complete = True
+        self.n_batches = self._n_images = 0
+        # Of its own, since processes may keep different numbers of images.
+        draws = np.random.RandomState(rng.randint(np.iinfo(np.int32).max))
+        kept: Images | None = None
+        for chunk in self._chunks(shuffle=None):
+            images = read(chunk, self.n_batches == 0)
+            if kept is None:
+                shape = (sample_size(images.shape), images.rows.shape[1])
+                rows = np.empty(shape, images.rows.dtype)
+                kept = replace(images, rows=rows)
+                self._moments = images.moments()
+            else:
+                self._moments = self._moments.add(images.moments())
+            if images.rows.dtype != kept.rows.dtype:
+                raise ValueError(
+                    f"X must have batches of one type; got {kept.rows.dtype} and "
+                    f"{images.rows.dtype}. Convert them."
+                )
+            _keep(kept.rows, images.rows, self._n_images, draws)
+            self._complete = self._complete and images.complete
+            self.n_batches += 1
+            self._n_images += len(images)
+        if kept is None:
+            raise ValueError("X must have batches of images; got none.")
+        self._kept = replace(kept, rows=kept.rows[: self._n_images], complete=self._complete)
+
+    def __len__(self) -> int:
+        return self._n_images
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width."""
+        return self._kept.shape
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Shape of an image as the user gave it."""
+        return self._kept.row_shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type to compute in."""
+        return self._kept.dtype
+
+    @property
+    def identity(self) -> str:
+        """What tells these images from others, in whatever order they come."""
+        moments = self._moments
+        return (
+            f"{len(self)} of shape {self.shape} in {self.n_batches} batches, of mean "
+            f"{moments.mean.mean():.6g} and variance {moments.variance.mean():.6g}"
+        )
+
+    def moments(self) -> Moments:
+        """Mean and variance of the observed values, by feature."""
+        return self._moments
+
+    def label_mass(self) -> tuple[float, float]:
+        """Weight of all images, and of those that have a label: none has."""
+        return 1.0, 1.0
+
+    def sample(self, n_images: int, rng: RandomState, *, weighted: bool = False) -> Images:
+        """Some images, of those that were kept."""
+        return self._kept.sample(n_images, rng, weighted=weighted)
+
+    def epochs(
+        self,
+        rng: RandomState,
+        batch_size: int,
+        validation_fraction: float | None,
+        like: Tensor,
+        label_weight: float = 1.0,
+        total: Callable[[int], int] = int,
+    ) -> Epochs:
+        """Epochs of the batches as they come; those of a dataset in random order."""
+        if validation_fraction is not None:
+            raise ValueError(
+                "validation_fraction needs images in an array, of which some can be held out; X "
+                "comes in batches. Choose validation_fraction=None."
+            )
+
+        def batches() -> Iterator[Batch]:
+            n_batches = 0
+            for chunk in self._chunks(shuffle=rng):
+                n_batches += 1
+                images = self._read(chunk, False)
+                yield images.batch(np.arange(len(images)), like, label_weight)
+            if n_batches != self.n_batches:
+                raise ValueError(
+                    f"X must have as many batches in every epoch as when it was first gone "
+                    f"through, {self.n_batches}; got {n_batches}. Let its __iter__ start anew."
+                )
+
+        return Epochs(self.n_batches, batches)
+
+    def _chunks(self, shuffle: RandomState | None) -> Iterator[Any]:
+        source = self._source
+        if isinstance(source, Dataset):
+            size = self._batch_size
+            if isinstance(source, Sized):
+                # Of equal size, so that the last few images weigh no more than others.
+                size = max(1, -(-len(source) // max(1, -(-len(source) // size))))
+            ordered = shuffle is None or isinstance(source, IterableDataset)
+            source = DataLoader(
+                source,
+                size,
+                shuffle=not ordered,
+                # One of its own, or it would draw from the global one.
+                generator=_generator(shuffle or np.random.RandomState(0)),
+            )
+        for chunk in source:
+            yield chunk[0] if isinstance(chunk, tuple | list) else chunk
+
+
+def _generator(rng: RandomState) -> torch.Generator:
+    return torch.Generator().manual_seed(int(rng.randint(np.iinfo(np.int32).max)))
+
+
+def _keep(kept: NDArray[Any], rows: NDArray[Any], n_seen: int, rng: RandomState) -> None:
+    """Let some rows take places among those kept, so that all seen have the same chance.
+
+    References
+    ----------
+    J. S. Vitter: Random Sampling with a Reservoir. ACM TOMS 11(1), 1985, algorithm R.
+    """
+    number = n_seen + np.arange(len(rows))
+    place = np.where(number < len(kept), number, (rng.rand(len(rows)) * (number + 1)).astype(int))
+    chosen = place < len(kept)
+    kept[place[chosen]] = rows[chosen]

@@ -1,0 +1,492 @@
+"""What the estimators have in common: from parameters and images to a fitted stack, and files."""
+
+import copy
+import os
+import warnings
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.random import RandomState
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, is_classifier
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import GaussianMixture
+from sklearn.utils import Tags, check_random_state
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from skdcgmm import files
+from skdcgmm.analysis import outliers
+from skdcgmm.data import Batch, Data, FloatArray, Images, IntArray
+from skdcgmm.estimators import checks, planning
+from skdcgmm.estimators.checks import Seed
+from skdcgmm.estimators.planning import OBJECTIVES
+from skdcgmm.model import computing, ordinary_tensors, specs
+from skdcgmm.model.specs import check_bool, check_choice, check_number
+from skdcgmm.model.stack import BaseStack, Stack
+from skdcgmm.model.tree import Mixtures
+from skdcgmm.published import objective as layerwise
+from skdcgmm.published.stack import LayerwiseStack
+from skdcgmm.training import HistoryRow, Outcome, Standing, check_finite, joint, ranks, train
+from skdcgmm.training.watchers import CallbackSupportMixin, Checkpoint, Report, with_callbacks
+
+SCORE_METHODS = ("density", "layer")
+
+# Least number of passes over the data.
+_MIN_EPOCHS = 3
+# Parameters that a training does not depend on.
+_WITHOUT_EFFECT = (
+    "checkpoint", "checkpoint_minutes", "contamination", "device", "score_layer",
+    "score_method", "transform_layers", "verbose",
+)  # fmt: skip
+# What scikit-learn adds to an estimator, other than its parameters and what it has learnt.
+_NOT_SAVED = (
+    "_skl_callbacks", "_callback_fit_ctx", "_skl_callbacks_to_teardown", "_parent_callback_ctx",
+    "_metadata_request", "_sklearn_version",
+)  # fmt: skip
+# Objects that a file may hold besides plain values and arrays.
+_CLASSES: dict[str, type] = {
+    "ConvGMM": specs.ConvGMM,
+    "MaxPool": specs.MaxPool,
+    "JointProgress": joint.Progress,
+    "LayerwiseProgress": layerwise.Progress,
+    "LayerProgress": layerwise.LayerProgress,
+    "ScheduleState": layerwise.ScheduleState,
+    "Standing": Standing,
+    "Surprise": outliers.Surprise,
+    "Typicality": outliers.Typicality,
+    "Sum": outliers.Sum,
+    "Density": outliers.Density,
+    "GaussianMixture": GaussianMixture,
+}
+
+
+def check_joint(stack: BaseStack, purpose: str) -> None:
+    """Raise an error if a stack is not one density."""
+    if not stack.is_density:
+        raise ValueError(
+            f"{purpose} needs one density over images, which a stack of several layers has "
+            "only if it is trained as one: choose objective='joint'. For a layer-wise stack, "
+            "choose score_method='layer', and give a grid search a scoring, such as "
+            "'adjusted_rand_score' with known labels y."
+        )
+
+
+class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
+    """A stack that is trained on images: from parameters to a fitted one, and its files."""
+
+    layers: Any
+    n_clusters: int | None = None
+    image_shape: tuple[int, ...] | None
+    objective: str
+    score_method: str
+    score_layer: int | str
+    reg_covar: float | None
+    max_epochs: int | None
+    batch_size: int | None
+    learning_rate: float | None
+    tol: float
+    n_iter_no_change: int
+    validation_fraction: float | str | None
+    warm_start: bool
+    device: str | torch.device
+    random_state: Seed
+    verbose: int
+    checkpoint: str | os.PathLike[str] | None
+    checkpoint_minutes: float
+    history_: list[HistoryRow]
+    classes_: NDArray[Any]
+
+    _stack: BaseStack
+    _progress: Any
+    _row_shape: tuple[int, ...]
+    _fitted_objective: str
+    _score_methods: tuple[str, ...] = SCORE_METHODS
+    # Attributes that `_finish` and `_set_labels` set.
+    _LEARNT_FROM_STACK: tuple[str, ...] = ()
+
+    def _assign(self, given: dict[str, Any]) -> None:
+        """Set the parameters that a constructor was given, as they are."""
+        for name in self._get_param_names():
+            setattr(self, name, given[name])
+
+    # --- training -------------------------------------------------------------------------------
+
+    def _fit(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any = None,
+        labels: NDArray[np.int64] | None = None,
+        classes: NDArray[Any] | None = None,
+    ) -> Self:
+        """Read the images, start a stack, train it, and adopt it.
+
+        `labels` are the numbers of classes that it sees of y. What has been trained stays, whatever
+        happens in the passes after it.
+        """
+        with checks.unchanged_on_failure(self) as keep:
+            self._check_parameters()
+            if classes is not None:
+                self.classes_ = classes
+            rng = ranks.of_first(check_random_state(self.random_state))
+            checkpoint = self._open_checkpoint(rng)
+            rng = checkpoint.rng
+            images, data = checks.read_images(
+                self, X, sample_weight, labels, self._batch_size(), rng
+            )
+            stack, progress = self._start(data, rng)
+            if self.checkpoint is not None:
+                checkpoint.check_images(" ".join(ranks.gather(data.identity)))
+            shown = {"X": X, "y": y}
+            outcome = self._train(stack, progress, data, rng, keep, checkpoint, shown)
+            self._finish(data, outcome.held_out, rng)
+            self._set_labels(images)
+            if not outcome.interrupted:
+                checkpoint.remove()
+        if outcome.interrupted:
+            warnings.warn(
+                f"Training was interrupted: the model is that of the {self.n_iter_} epochs that "
+                "were completed.",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+        return self
+
+    def _check_parameters(self) -> None:
+        check_choice("objective", self.objective, tuple(OBJECTIVES))
+        check_choice("score_method", self.score_method, self._score_methods)
+        for name, low, optional in (
+            ("n_clusters", 1, "one for each component"),
+            ("max_epochs", 1, "by the size of X"),
+            ("batch_size", 1, "by the objective"),
+            ("n_iter_no_change", 1, ""),
+        ):
+            check_number(name, getattr(self, name), low=low, integer=True, optional=optional)
+        for name, optional in (
+            ("reg_covar", "by the variance of X"),
+            ("learning_rate", "by the objective"),
+        ):
+            check_number(name, getattr(self, name), low=0, open_low=True, optional=optional)
+        check_number("tol", self.tol, low=0)
+        self._check_validation_fraction()
+        check_bool("warm_start", self.warm_start)
+        if not isinstance(self.verbose, bool | np.bool_):
+            check_number("verbose", self.verbose, low=0, integer=True)
+        checks.check_checkpoint(self.checkpoint, self.checkpoint_minutes)
+        checks.check_device(self.device)
+
+    def _check_validation_fraction(self) -> None:
+        check_number(
+            "validation_fraction", self.validation_fraction, low=0, high=1, open_low=True,
+            optional="no validation",
+        )  # fmt: skip
+
+    def _open_checkpoint(self, rng: RandomState) -> Checkpoint:
+        """Where training notes how far it has got, and what an earlier one has noted."""
+        parameters = self.get_params()
+        for name in _WITHOUT_EFFECT:
+            parameters.pop(name, None)
+        # A generator has moved on since.
+        if not isinstance(self.random_state, int | np.integer | None):
+            parameters.pop("random_state")
+        named = {name: repr(value) for name, value in parameters.items()}
+        return Checkpoint(
+            self.checkpoint, self.checkpoint_minutes, named, rng=rng, classes=_CLASSES
+        )
+
+    def _start(self, data: Data, rng: RandomState) -> tuple[BaseStack, Any]:
+        """A new stack that has been started, or a copy of the earlier fit's, and its progress."""
+        plain = data.shape[1:] == (1, 1)
+        if plain and isinstance(data, Images) and planning.is_auto(self):
+            checks.warn_of_pixels(data.rows)
+        n_classes = len(self.classes_) if is_classifier(self) else None
+        stack = planning.build(self, data.shape, ranks.total(len(data)), n_classes)
+        self._mixture_name(stack, "score_layer", self.score_layer)
+        self._check_stack(stack)
+        if self.warm_start and hasattr(self, "_stack") and stack.same_layers(self._stack):
+            earlier = copy.deepcopy(self._stack_in_place())
+            return earlier, self._progress and self._progress.again()
+        planning.start(stack, data, self.reg_covar, rng)
+        return stack.to(checks.check_device(self.device)), None
+
+    def _check_stack(self, stack: BaseStack) -> None:
+        """Check, before it is trained, that a stack can do what the parameters ask for."""
+
+    def _share_held_out(self, data: Data) -> float | None:
+        """What `validation_fraction` says of these images."""
+        del data
+        assert not isinstance(self.validation_fraction, str)
+        return self.validation_fraction
+
+    @with_callbacks
+    def _train(
+        self,
+        stack: BaseStack,
+        progress: Any,
+        data: Data,
+        rng: RandomState,
+        keep: Callable[[], None],
+        checkpoint: Checkpoint,
+        shown: dict[str, Any] | None = None,
+    ) -> Outcome:
+        """Train a stack in place on all images, or go once over a chunk of a stream; adopt it.
+
+        Callbacks see `shown`, the images and labels as the user gave them; a chunk has none.
+        """
+        chunk = shown is None
+        defaults = OBJECTIVES[self.objective]
+        mass, labelled = (ranks.total(part) for part in data.label_mass())
+        batch_size, fraction = self._batch_size(), None if chunk else self._share_held_out(data)
+        epochs = data.epochs(rng, batch_size, fraction, stack.like, mass / labelled, ranks.total)
+        max_epochs = self.max_epochs or max(_MIN_EPOCHS, round(defaults.n_steps / epochs.n_batches))
+        n_steps = defaults.n_steps if chunk else epochs.n_batches * max_epochs
+        standing = Standing([])
+        if (earlier := checkpoint.restore(stack, rng)) is not None:
+            progress, standing = earlier
+        rate = self.learning_rate or defaults.learning_rate
+        objective = defaults.objective(stack, n_steps, rate, progress)
+        ended = partial(self._attributes_of_ended, stack, data, rng)
+        with closing(Report(self, stack, shown, ended)) as report:
+            report.start(1 if chunk else max_epochs, standing.history, epochs.held_out)
+
+            def batches() -> Iterable[Batch]:
+                checkpoint.start_epoch(rng)
+                report.begin_epoch()
+                return epochs.batches()
+
+            try:
+                with computing(stack.like.device):
+                    outcome = train(
+                        objective, stack, batches, epochs.validation,
+                        max_epochs=1 if chunk else max_epochs, tol=self.tol,
+                        n_iter_no_change=self.n_iter_no_change,
+                        on_epoch=report.end_epoch, standing=standing,
+                        on_step=partial(checkpoint.note, stack, objective),
+                    )  # fmt: skip
+                    stack.zero_grad(set_to_none=True)
+                    # Few images say nothing of what a label weighs.
+                    some = replace(data.sample(batch_size, rng), y=None)
+                    check_finite(objective, some.batch(np.arange(len(some)), stack.like))
+            except FloatingPointError as error:
+                raise ValueError(
+                    f"learning_rate={rate} made training diverge: {error}. Choose a smaller one; "
+                    f"the default is {defaults.learning_rate}. Or look for extreme values in X, "
+                    "which do the same."
+                ) from error
+            if chunk and progress:
+                outcome.history[0]["epoch"] = len(self.history_) + 1
+                outcome.history[:0] = self.history_
+            outcome = outcome._replace(progress=objective.progress, held_out=epochs.held_out)
+            self._adopt(stack, outcome, data)
+            keep()
+            report.end()
+        return outcome
+
+    def _batch_size(self) -> int:
+        return self.batch_size or OBJECTIVES[self.objective].batch_size
+
+    def _attributes_of_ended(
+        self,
+        stack: BaseStack,
+        data: Data,
+        rng: RandomState,
+        history: list[HistoryRow],
+        held_out: IntArray | None,
+    ) -> dict[str, Any]:
+        """Attributes of this estimator as if training had ended now."""
+        ended = type(self).__new__(type(self))
+        ended.__dict__ = self.__dict__.copy()
+        ended.random_state = copy.deepcopy(self.random_state)
+        ended._adopt(copy.deepcopy(stack), Outcome(list(history), converged=False), data)
+        ended._finish(data, held_out, copy.deepcopy(rng))
+        parameters = self.get_params(deep=False)
+        return {name: value for name, value in vars(ended).items() if name not in parameters}
+
+    def _adopt(self, stack: BaseStack, outcome: Outcome, data: Data) -> None:
+        """Make a trained stack the fitted one; what was learnt from another one goes."""
+        for name in self._LEARNT_FROM_STACK:
+            self.__dict__.pop(name, None)
+        channels, height, width = data.shape
+        self._stack, self._progress = stack, outcome.progress
+        self._row_shape = data.row_shape
+        self.image_shape_ = (height, width, channels)
+        self.history_ = outcome.history
+        self.n_iter_ = len(self.history_)
+        self.converged_ = outcome.converged
+        self._fitted_objective = self.objective
+
+    def _finish(self, data: Data, held_out: IntArray | None, rng: RandomState) -> None:
+        """Learn what the estimator needs besides the stack.
+
+        `held_out` are the numbers of images that it has not seen.
+        """
+
+    def _set_labels(self, images: Images | None) -> None:
+        """Set what is known of all images, if they are in an array."""
+
+    # --- prediction -----------------------------------------------------------------------------
+
+    def _check_fitted_images(self, X: Any) -> Images:
+        check_is_fitted(self)
+        return checks.check_images(self, X, self._stack.image_shape, reset=False)
+
+    def _stack_in_place(self) -> BaseStack:
+        """The fitted stack on `device`, or where it is if there is no such device here."""
+        try:
+            device = checks.check_device(self.device)
+        except ValueError:  # `fit` reports it; a model from a GPU also works without one
+            return self._stack
+        with ordinary_tensors():
+            return self._stack.to(device)
+
+    def _map(
+        self, images: Images, function: Callable[[Any, Tensor], Tensor], purpose: str | None = None
+    ) -> NDArray[Any]:
+        """Map a function of the fitted mixtures and of image tensors over images.
+
+        With a `purpose`, for which there must be one density, they are a `Tree`.
+        """
+        if purpose is not None:
+            check_joint(self._stack, purpose)
+        stack = self._stack_in_place()
+        try:
+            with computing(stack.like.device), torch.no_grad():
+                mixtures = stack()
+                return images.map(
+                    lambda x: function(mixtures, x), stack.like, mixtures.numbers_per_image
+                )
+        except FloatingPointError as error:
+            raise ValueError(
+                "X has values so far from those of fit that the densities of an image overflow, "
+                "and no cluster is likelier than another. Look for extreme values in X."
+            ) from error
+
+    def _responsibilities(self, images: Images, names: list[str]) -> FloatArray:
+        """Responsibilities of the components of mixture layers as rows."""
+
+        def rows(mixtures: Mixtures, x: Tensor) -> Tensor:
+            by_layer = mixtures.responsibilities(x, names, images.complete)
+            # each (N, K, rows, columns)
+            return torch.cat([r.permute(0, 2, 3, 1).flatten(1) for r in by_layer], 1)
+
+        return self._map(images, rows)
+
+    def _score(self, images: Images, method: str, score_layer: int | str) -> FloatArray:
+        """Score of each image by one of `SCORE_METHODS`; that of one beyond all is -inf."""
+        if method == "layer":
+            layer = self._mixture_name(self._stack, "score_layer", score_layer)
+            scores = self._map(images, lambda mixtures, x: mixtures.layer_log_prob(x, layer))
+        else:
+            scores = self._map(
+                images, lambda tree, x: tree.log_prob(x, images.complete), "the log density"
+            )
+        return np.where(np.isfinite(scores), scores, -np.inf)
+
+    @staticmethod
+    def _mixture_name(stack: BaseStack, parameter: str, value: int | str) -> str:
+        """The name of a mixture layer given by name or by index."""
+        names = list(stack.names)
+        if isinstance(value, str) and value in names:
+            return value
+        if isinstance(value, int | np.integer) and -len(names) <= value < len(names):
+            return names[value]
+        raise ValueError(
+            f"{parameter} must be a mixture layer, one of {names} or its index among them; "
+            f"got {value!r}."
+        )
+
+    # --- files ----------------------------------------------------------------------------------
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        return tags
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A state of plain values and arrays, so that it can be stored and loaded anywhere."""
+        state = dict(super().__getstate__())
+        if "_stack" in state:
+            state["_stack"] = self._stack.pack()
+            state["_progress"] = files.arrays_of(self._progress)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "_stack" in state:
+            with ordinary_tensors():
+                kind = Stack if state["_stack"]["joint"] else LayerwiseStack
+                self._stack = kind.unpack(state["_stack"])
+                self._progress = files.tensors_of(state["_progress"])
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the fitted estimator to a file that holds no code, only arrays and plain values.
+
+        The file has the format of safetensors, with the parameters as JSON in its header, and can
+        be loaded with or without a GPU. A random state, the place in a stream of chunks and the
+        output format are kept; callbacks and metadata requests are not. Paths and devices come
+        back as strings.
+
+        Parameters
+        ----------
+        path : str or path-like
+            An earlier file there is replaced once the new one is whole.
+
+        Raises
+        ------
+        NotFittedError
+            If there is nothing to save.
+        FileNotFoundError
+            If there is no such folder.
+        TypeError
+            If a parameter is not a plain value; the message names it.
+        """
+        check_is_fitted(self)
+        state = {k: v for k, v in self.__getstate__().items() if k not in _NOT_SAVED}
+        files.write(path, type(self).__name__, state, _CLASSES)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read an estimator that `save` has written.
+
+        Reading runs no code from the file, and checks names, types and shapes; the memory that it
+        takes is bounded by the size of the file.
+
+        Parameters
+        ----------
+        path : str or path-like
+
+        Returns
+        -------
+        estimator
+            Of the class that it was; on its `device` if that is here, else where it can be.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        ValueError
+            If the file is not whole, of another class, or of another version.
+        """
+        try:
+            state = files.read(path, cls.__name__, _CLASSES)
+            parameters = set(cls._get_param_names())
+            missing = parameters - set(state)
+            odd = [n for n in set(state) - parameters if n.startswith("__") or hasattr(cls, n)]
+            if missing or odd:
+                raise ValueError(f"it lacks {sorted(missing)} and has {sorted(odd)}")
+            made = cls.__new__(cls)
+            made.__setstate__(state)
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # whatever the parts of a file lead to that do not fit
+            raise ValueError(
+                f"path={str(path)!r} holds no {cls.__name__} that can be loaded ({error}). Give a "
+                f"file that {cls.__name__}.save has written."
+            ) from error
+        return made

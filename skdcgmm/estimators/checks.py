@@ -1,0 +1,468 @@
+"""The border: arrays, labels, devices and seeds from a user to torch and back."""
+
+import math
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.random import RandomState
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
+from sklearn.utils import (
+    assert_all_finite,
+    check_consistent_length,
+    check_random_state,
+    column_or_1d,
+)
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import _check_sample_weight, validate_data
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from skdcgmm.analysis.spreading import spread_labels
+from skdcgmm.data import Data, FloatArray, Images, Stream, is_stream
+from skdcgmm.data.images import blocks, is_complete
+from skdcgmm.model import ordinary_tensors
+from skdcgmm.model.specs import check_number
+from skdcgmm.model.windows import Shape
+from skdcgmm.training import ranks
+
+Seed = int | RandomState | None
+
+# Rows that are looked at for pixels, and the least side of images that would be taken for such.
+_N_LOOKED_AT, _LEAST_SIDE = 100, 8
+_MAX_PIXEL = 2**16 - 1
+
+EXPECTED_X = (
+    "X must be a dense array or data frame of real numbers, finite or NaN where missing, of shape "
+    "(n_samples, n_features), (n_samples, height, width) or (n_samples, height, width, channels)."
+)
+
+
+def read_images(
+    estimator: Any,
+    X: Any,
+    sample_weight: Any,
+    labels: NDArray[np.int64] | None,
+    batch_size: int,
+    rng: RandomState,
+) -> tuple[Images | None, Data]:
+    """All images, None if they come in batches; and those to train on, with labels.
+
+    Parameters
+    ----------
+    estimator : BaseDCGMM
+    X, sample_weight : Any
+        As for `fit`.
+    labels : ndarray of int of shape (n_samples,) or None
+        Numbers of classes, -1 where unknown; they spread to images like those that have one.
+    batch_size : int
+        For a dataset.
+    rng : RandomState
+    """
+    image_shape = check_image_shape(estimator.image_shape)
+    images: Images | None = None
+    data: Data
+    if labels is None and is_stream(X):
+        if sample_weight is not None:
+            raise ValueError(
+                "sample_weight must be None for X that comes in batches; weights need an array."
+            )
+
+        def read(batch: Any, first: bool) -> Images:
+            return check_batch(estimator, batch, image_shape, first=first)
+
+        data = Stream(X, read, batch_size, rng)
+    else:
+        images = check_images(estimator, X, image_shape, reset=True, min_samples=2)
+        if labels is not None:
+            check_consistent_length(images.rows, labels)
+        data = check_weights(sample_weight, replace(images, y=labels))
+        if data.y is not None:
+            if not any(ranks.gather((data.y >= 0).any())):
+                raise ValueError(
+                    "sample_weight must leave some labelled image a weight; all are zero."
+                )
+            data = spread_labels(data, rng, check_device(estimator.device))
+    ranks.check_together(data)
+    return images, data
+
+
+def check_images(
+    estimator: BaseEstimator,
+    X: Any,
+    image_shape: Shape | None,
+    *,
+    reset: bool,
+    min_samples: int = 1,
+) -> Images:
+    """Validate X as scikit-learn does, and give it the form of images.
+
+    Parameters
+    ----------
+    estimator : BaseEstimator
+        Whose `n_features_in_` is set (`reset`) or compared.
+    X : array-like or Tensor
+    image_shape : (channels, height, width) or None
+        None: from the shape of X; rows are images of one pixel with n_features channels.
+    reset : bool
+        Whether this is the data that the estimator learns its features from.
+    min_samples : int
+        Least number of images.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If X cannot be such an array.
+    """
+    if isinstance(X, Tensor):
+        X = (X.float() if X.dtype == torch.bfloat16 else X).detach().cpu().numpy()
+    if isinstance(X, Dataset | DataLoader):
+        raise TypeError(
+            f"X must be an array here; got {type(X).__name__}. Only fit, without classes, takes "
+            "data loaders and datasets: give an array of their images, or each batch."
+        )
+    try:
+        if not (hasattr(X, "ndim") or _is_frame(X)):
+            X = np.asarray(X)
+        if np.ma.is_masked(X):
+            X = X.astype(np.result_type(X.dtype, np.float32)).filled(np.nan)
+        n_axes = getattr(X, "ndim", 2)
+        if n_axes > 4:
+            raise ValueError(f"Found X with {n_axes} dimensions; 2, 3 or 4 are expected")
+        row_shape = None
+        if image_shape is not None:
+            _check_several(tuple(X.shape), image_shape)
+        if n_axes in (3, 4):
+            X = np.asarray(X)
+            row_shape = X.shape[1:]
+            image_shape = _check_trailing(row_shape, image_shape)
+            X = X.reshape(len(X), -1)
+        rows = validate_data(
+            estimator,
+            X,
+            # Small types stay as they are until a batch is made of them.
+            dtype=None if _exact_in_float32(X) else np.float64,
+            reset=reset,
+            ensure_all_finite=False,
+            ensure_min_samples=min_samples,
+        )
+        complete = is_complete(
+            rows, lambda part: assert_all_finite(part, allow_nan=True, input_name="X")
+        )
+    except (ValueError, TypeError) as error:
+        says_all = ("expecting", "feature names", "X[None]")
+        if any(part in str(error) for part in says_all):
+            raise
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{str(error).rstrip('.')}. {EXPECTED_X}") from error
+    if reset and not complete and all(np.isnan(block).all() for block in blocks(rows)):
+        raise ValueError("X has no observed value: all are NaN. Give images of which some is seen.")
+    shape = image_shape or (rows.shape[1], 1, 1)
+    if rows.shape[1] != shape[0] * shape[1] * shape[2]:
+        raise ValueError(
+            f"image_shape={_as_user_shape(shape)} asks for {shape[0] * shape[1] * shape[2]} "
+            f"features a row; X has {rows.shape[1]}. Give image_shape the height, width (and "
+            "channels) of your images, or None for plain features."
+        )
+    return Images(rows, shape, row_shape or rows.shape[1:], complete=complete)
+
+
+def check_batch(
+    estimator: BaseEstimator, batch: Any, image_shape: Shape | None, *, first: bool
+) -> Images:
+    """Validate a batch of a data loader; its images may have their channels first, as in torch.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If the batch is no array or tensor of images, or they are not of `image_shape`.
+    """
+    if not hasattr(batch, "ndim"):
+        raise TypeError(
+            "X must have batches that are arrays or tensors of images, or tuples that begin with "
+            f"one; got a batch of type {type(batch).__name__}."
+        )
+    shape = tuple(batch.shape[1:])
+    if image_shape is not None and shape == image_shape and shape != _as_user_shape(image_shape):
+        batch = batch.movedim(1, -1) if isinstance(batch, Tensor) else np.moveaxis(batch, 1, -1)
+    return check_images(estimator, batch, image_shape, reset=first)
+
+
+def check_image_shape(value: object) -> Shape | None:
+    """The parameter `image_shape` as (channels, height, width)."""
+    if value is None:
+        return None
+    if not isinstance(value, tuple | list) or len(value) not in (2, 3):
+        raise ValueError(
+            "image_shape must be (height, width), (height, width, channels) or None; "
+            f"got {value!r}."
+        )
+    if any(isinstance(side, bool) or not hasattr(side, "__index__") or side < 1 for side in value):
+        raise ValueError(f"image_shape must hold positive integers; got {value!r}.")
+    height, width, channels = (*value, 1)[:3]
+    return int(channels), int(height), int(width)
+
+
+def _as_user_shape(shape: Shape) -> tuple[int, int, int]:
+    return shape[1], shape[2], shape[0]
+
+
+def _check_several(shape: tuple[int, ...], image_shape: Shape) -> None:
+    """Raise an error if X has the shape of one image, and not that of several."""
+    whole = _as_user_shape(image_shape)
+    one = (whole, whole[:2]) if whole[2] == 1 else (whole,)
+    if shape in one and math.prod(shape[1:]) != math.prod(whole):
+        raise ValueError(
+            f"X has the shape of one image, {shape}; images must be several, along a first axis. "
+            "For one, give X[None]."
+        )
+
+
+def _check_trailing(trailing: tuple[int, ...], image_shape: Shape | None) -> Shape | None:
+    shape = check_image_shape(trailing) if 0 not in trailing else None
+    if image_shape is None and len(trailing) == 3 and trailing[0] in (1, 3) and trailing[2] > 4:
+        raise ValueError(
+            f"X has images of shape {trailing}, which looks like channels first; they must come "
+            "last. Move them, as by np.moveaxis(X, 1, -1), or give image_shape=(height, width, "
+            "channels)."
+        )
+    if image_shape is not None and shape != image_shape:
+        raise ValueError(
+            f"X has images of shape {trailing}, but image_shape (height, width, channels) is "
+            f"{_as_user_shape(image_shape)}. If channels come first, move them last, as by "
+            "np.moveaxis(X, 1, -1)."
+        )
+    return shape
+
+
+def _is_frame(X: Any) -> bool:
+    """Whether X is a data frame, as of pandas or polars."""
+    return hasattr(X, "head") and hasattr(X, "to_numpy")
+
+
+def _exact_in_float32(X: Any) -> bool:
+    """Whether X is of a type that float32 holds exactly."""
+    if _is_frame(X):
+        X = X.head(0).to_numpy()  # of the type that all columns have in common
+        if X.dtype == bool:  # missing values would make objects of them
+            return False
+    dtype = getattr(X, "dtype", None)
+    if not isinstance(dtype, np.dtype) or not dtype.isnative:
+        return False
+    return dtype != np.float64 and np.can_cast(dtype, np.float32)
+
+
+def check_weights(sample_weight: Any, images: Images) -> Images:
+    """The images that have a positive weight, with their weights, scaled to a mean of 1.
+
+    The mean is that over all processes which train together. Without weights if `sample_weight` is
+    None, or if all weigh the same.
+
+    Raises
+    ------
+    ValueError
+        If they are not one non-negative number an image, or all are zero.
+    """
+    given = ranks.gather(sample_weight is not None)
+    if len(set(given)) > 1:
+        raise ValueError(f"sample_weight must be given in all processes, or in none; got {given}.")
+    if sample_weight is None:
+        return images
+    weight: FloatArray = _check_sample_weight(
+        sample_weight, images.rows, dtype=np.float64, ensure_non_negative=True
+    )
+    if not any(ranks.gather(weight.any())):
+        raise ValueError("sample_weight must have a positive sum; all weights are zero.")
+    kept = weight > 0
+    seen = images if kept.all() else images.take(np.flatnonzero(kept))
+    # In two steps: the sum might overflow.
+    weight = weight[kept] / max(ranks.gather(weight.max()))
+    of_all = ranks.together(weight)
+    return seen if np.ptp(of_all) == 0 else replace(seen, weight=weight / of_all.mean())
+
+
+def answer(X: object, values: NDArray[Any]) -> Any:
+    """The values as a tensor beside X where X is a tensor."""
+    return torch.from_numpy(values).to(X.device) if isinstance(X, Tensor) else values
+
+
+def check_device(device: Any) -> torch.device:
+    """The parameter `device` as a device that is there.
+
+    Raises
+    ------
+    ValueError
+        If there is no such device.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        if chosen.type == "meta":
+            raise RuntimeError("it holds no numbers")
+        torch.empty(0, device=chosen)
+    except (RuntimeError, TypeError, AssertionError, ImportError) as error:
+        raise ValueError(
+            f"device must be 'auto', 'cpu', or a GPU that torch finds here, such as 'cuda' or "
+            f"'cuda:0'; got {device!r} ({error})."
+        ) from error
+    return chosen
+
+
+def check_checkpoint(path: Any, minutes: Any) -> None:
+    """Check the parameters of checkpoints.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If there is no such folder, or no such time.
+    """
+    check_number("checkpoint_minutes", minutes, low=0)
+    if path is None:
+        return
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"checkpoint must be the path of a file, or None; got {path!r}.")
+    if os.path.isdir(path) or not os.path.isdir(os.path.dirname(path) or "."):
+        raise ValueError(f"checkpoint must be a file in a folder that is there; got {path!r}.")
+
+
+def check_mask(mask: Any, images: Images) -> NDArray[np.bool_]:
+    """A mask of missing pixels as rows, (n_samples, features); None hides nothing."""
+    if mask is None:
+        return np.zeros(images.rows.shape, dtype=bool)
+    if isinstance(mask, Tensor):
+        mask = mask.cpu()
+    hidden: NDArray[np.bool_] = np.asarray(mask)
+    if hidden.dtype != bool:
+        raise TypeError(f"mask must hold booleans, true where X is missing; got {hidden.dtype}.")
+    expected = (len(images), *images.row_shape)
+    if hidden.shape not in (expected, images.rows.shape):
+        raise ValueError(f"mask must have the shape of X, {expected}; got {hidden.shape}.")
+    return hidden.reshape(images.rows.shape)
+
+
+def make_generator(random_state: Any, device: torch.device | str = "cpu") -> torch.Generator:
+    """A torch generator seeded from a scikit-learn `random_state`."""
+    seed = int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
+    return torch.Generator(device=device).manual_seed(seed)
+
+
+def warn_of_pixels(rows: NDArray[Any]) -> None:
+    """Warn if features are as many as the pixels of a square, and whole numbers as theirs are."""
+    n_features = rows.shape[1]
+    gray, colour = math.isqrt(n_features), math.isqrt(n_features // 3)
+    shapes = [
+        shape for shape in ((gray, gray), (colour, colour, 3)) if math.prod(shape) == n_features
+    ]
+    if not shapes or shapes[0][0] < _LEAST_SIDE:
+        return
+    some = rows[np.linspace(0, len(rows) - 1, _N_LOOKED_AT).astype(int)]
+    some = some[~np.isnan(some)] if some.dtype.kind == "f" else some.ravel()
+    if not some.size:
+        return
+    # Zeros and ones are as well the answers to questions.
+    if 1 < some.max() <= _MAX_PIXEL and (some >= 0).all() and (some == np.rint(some)).all():
+        warnings.warn(
+            f"X has rows of {n_features} whole numbers, which are taken for plain features. If "
+            f"they are pixels, set image_shape={shapes[0]}; if not, name the flat mixture, for "
+            "instance layers=[ConvGMM(8)].",
+            stacklevel=5,
+        )
+
+
+def refuse_stream(X: object, method: str, others: str) -> None:
+    """Raise an error if X comes in batches, whose order may change, before anything is trained."""
+    if is_stream(X):
+        kind = type(X).__name__
+        raise TypeError(f"{method} needs an array; got {kind}. Call {others}.")
+
+
+@contextmanager
+def unchanged_on_failure(estimator: BaseEstimator) -> Iterator[Callable[[], None]]:
+    """Take back what has been set on an estimator, should an error occur.
+
+    The context gives a function: what has been set before it is called is kept.
+    """
+    before = estimator.__dict__.copy()
+
+    def keep() -> None:
+        nonlocal before
+        before = estimator.__dict__.copy()
+
+    try:
+        with ordinary_tensors():
+            yield keep
+    except BaseException:
+        estimator.__dict__ = before
+        raise
+
+
+def encode_labels(y: Any) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Classes, and the number of the class of each image, -1 where unknown.
+
+    Raises
+    ------
+    ValueError
+        If there are no labels, or those of no classification.
+    TypeError
+        If some are numbers and others names.
+    """
+    if y is None:
+        raise ValueError(
+            "DCGMMClassifier requires y to be passed, but the target y is None. Give each image "
+            "its class, or -1 where it is unknown."
+        )
+    own = column_or_1d(as_array(y), warn=True)
+    of_all = ranks.gather(own)
+    labels = np.concatenate(of_all)
+    if any(value is None or value != value for value in labels.tolist()):
+        raise ValueError("y contains NaN or None. Give -1 where the class is unknown.")
+    assert_all_finite(labels, input_name="y")
+    if labels.dtype.kind in "US" and (labels == "-1").any():
+        raise ValueError(
+            "y holds '-1' among names: with -1 for unknown, y must be of dtype object, such as "
+            "np.array(['cat', -1], dtype=object)."
+        )
+    known = np.flatnonzero(labels != -1) if labels.dtype.kind in "biufO" else np.arange(len(labels))
+    if not len(known):
+        raise ValueError(
+            f"y must hold the class of some images; all of {len(labels)} are -1, which is unknown."
+        )
+    values = labels[known]
+    if values.dtype == object:
+        named = [isinstance(value, str) for value in values]
+        if any(named) and not all(named):
+            # As one array, numbers would become names.
+            raise TypeError(
+                "y must hold numbers or names of classes, not both, and -1 where unknown; got "
+                f"{sorted({type(value).__name__ for value in values})}."
+            )
+        # Numbers among unknowns of another kind are numbers still.
+        values = np.array(values.tolist())
+    if values.dtype == object:
+        raise ValueError("y must hold numbers or names of classes, and -1 where unknown.")
+    with warnings.catch_warnings():
+        # With few labels, many classes for each are no sign of a regression.
+        warnings.filterwarnings("ignore", "The number of unique classes is greater than 50%")
+        check_classification_targets(values)
+    classes, numbers = np.unique(values, return_inverse=True)
+    if len(classes) == 1 and len(known) < len(labels):
+        raise ValueError(
+            "y must hold at least two classes besides -1, which means unknown; got 1 class, "
+            f"{classes[0]}. If -1 is one of two classes, name it otherwise."
+        )
+    encoded = np.full(len(labels), -1, dtype=np.int64)
+    encoded[known] = numbers
+    first = sum(len(part) for part in of_all[: ranks.rank()])
+    return classes, encoded[first : first + len(own)]
+
+
+def as_array(y: Any) -> Any:
+    """Labels as an array, if they are a tensor."""
+    return y.detach().cpu().numpy() if isinstance(y, Tensor) else y

@@ -1,0 +1,250 @@
+"""`DCGMMClassifier`: the stack as a scikit-learn classifier that learns from unlabelled images."""
+
+import os
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.base import ClassifierMixin
+from sklearn.metrics import accuracy_score
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from skdcgmm.data import FloatArray, Images
+from skdcgmm.estimators.attributes import NamedLayers
+from skdcgmm.estimators.checks import Seed, answer, as_array, encode_labels
+from skdcgmm.estimators.generative import GenerativeDCGMM
+from skdcgmm.model.tree import Mixtures, Tree
+
+
+class DCGMMClassifier(NamedLayers, ClassifierMixin, GenerativeDCGMM):
+    """Classification by a deep convolutional Gaussian mixture model, from few labels or many.
+
+    One density of images and classes: each top component draws the class of its image, too. What
+    images look like is learnt from all of them, labelled or not.
+
+    Parameters
+    ----------
+    layers, image_shape
+        The stack, as for `DCGMMEstimator`.
+    score_method, score_layer, reg_covar, max_epochs, batch_size, learning_rate
+        As for `DCGMMEstimator`.
+    tol, n_iter_no_change, validation_fraction, warm_start, device, random_state, verbose, \
+checkpoint, checkpoint_minutes
+        As for `DCGMMEstimator`.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        The classes, without -1.
+    class_probabilities_ : ndarray of shape (K, n_classes)
+        Probability of each class under each top component.
+    weights_, means_, covariances_, precisions_, n_parameters_, image_shape_
+        As of `DCGMMEstimator`.
+    history_, n_iter_, converged_, n_features_in_, feature_names_in_
+        As of `DCGMMEstimator`; `loss` is the objective below.
+
+    Notes
+    -----
+    Before the stack is trained, labels spread from labelled images to those that resemble them
+    most, moved by at most a pixel [2]_: among at most 10 000 images (fewer if they are large),
+    labelled ones first. All classes spread alike, however many labels they have. What labels say
+    weighs as if all images had one: the objective is the mean log density of all images, plus the
+    mean log probability of the class given the image over those with a label.
+
+    References
+    ----------
+    .. [1] A. Gepperth, B. Pfülb: Image Modeling with Deep Convolutional Gaussian Mixture Models.
+       IJCNN 2021. arXiv:2104.12686, where classes are read out linearly.
+
+    .. [2] D. Zhou et al.: Learning with local and global consistency. NIPS 2003.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn.datasets import load_digits
+    >>> from skdcgmm import DCGMMClassifier
+    >>> X, y = load_digits(return_X_y=True)
+    >>> few = np.where(np.arange(len(y)) < 100, y, -1)
+    >>> clf = DCGMMClassifier(image_shape=(8, 8), max_epochs=30, random_state=0).fit(X, few)
+    >>> bool(clf.score(X[100:], y[100:]) > 0.8)
+    True
+    """
+
+    objective = "joint"
+    classes_: NDArray[Any]
+
+    def __init__(
+        self,
+        *,
+        layers: Any = "auto",
+        image_shape: tuple[int, ...] | None = None,
+        score_method: str = "density",
+        score_layer: int | str = -1,
+        reg_covar: float | None = None,
+        max_epochs: int | None = None,
+        batch_size: int | None = None,
+        learning_rate: float | None = None,
+        tol: float = 1e-3,
+        n_iter_no_change: int = 5,
+        validation_fraction: float | None = None,
+        warm_start: bool = False,
+        device: str | torch.device = "auto",
+        random_state: Seed = None,
+        verbose: int = 0,
+        checkpoint: str | os.PathLike[str] | None = None,
+        checkpoint_minutes: float = 10.0,
+    ) -> None:
+        self._assign(locals())
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Train the stack on images with and without labels.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features), (n_samples, height, width) or \
+(n_samples, height, width, channels), or Tensor
+            As for `DCGMMEstimator`.
+        y : array-like of shape (n_samples,)
+            Classes; -1 where unknown. Names of classes are then of dtype object, as in
+            ``np.where(known, names.astype(object), -1)``.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights of the images; None weighs all the same.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError, TypeError
+            If a parameter, X or y does not fit; the message names it and what would. An earlier fit
+            stays as it is.
+        """
+        classes, encoded = encode_labels(y)
+        going_on = self.warm_start and hasattr(self, "classes_")
+        if going_on and not np.array_equal(classes, self.classes_):
+            raise ValueError(
+                f"y must have the classes of the fit that warm_start goes on from, "
+                f"{self.classes_}; got {classes}. Fit anew with warm_start=False."
+            )
+        return self._fit(X, y, sample_weight, encoded, classes)
+
+    def predict(self, X: Any) -> Any:
+        """Most probable class of each image.
+
+        Parameters
+        ----------
+        X : array-like or Tensor, as in `fit`
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+            A Tensor if X is one and classes are numbers.
+        """
+        classes = self._predict_images(self._check_fitted_images(X))
+        return answer(X, classes) if classes.dtype.kind in "iuf" else classes
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Accuracy on images with labels.
+
+        Parameters
+        ----------
+        X : array-like or Tensor, as in `fit`
+        y : array-like of shape (n_samples,)
+        sample_weight : array-like of shape (n_samples,), default=None
+
+        Returns
+        -------
+        float
+        """
+        predicted = self._predict_images(self._check_fitted_images(X))
+        return float(accuracy_score(as_array(y), predicted, sample_weight=sample_weight))
+
+    def predict_proba(self, X: Any) -> Any:
+        """Probability of each class given the image; missing pixels are marginalised.
+
+        Parameters
+        ----------
+        X : array-like or Tensor, as in `fit`
+
+        Returns
+        -------
+        ndarray or Tensor of shape (n_samples, n_classes)
+            In the order of `classes_`.
+        """
+        return answer(X, self._class_probabilities(self._check_fitted_images(X)))
+
+    def predict_log_proba(self, X: Any) -> Any:
+        """Logarithms of `predict_proba`.
+
+        Parameters
+        ----------
+        X : array-like or Tensor, as in `fit`
+
+        Returns
+        -------
+        ndarray or Tensor of shape (n_samples, n_classes)
+        """
+        probabilities = self._class_probabilities(self._check_fitted_images(X))
+        with np.errstate(divide="ignore"):
+            return answer(X, np.log(probabilities))
+
+    def sample(
+        self,
+        n_samples: int = 1,
+        *,
+        y: Any = None,
+        temperature: float | None = None,
+        top_s: int | None = None,
+        random_state: Seed = None,
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Draw images, of one class or with their classes.
+
+        Parameters
+        ----------
+        n_samples : int, default=1
+        y : one of `classes_`, default=None
+            The class of all images; None draws images and classes as they come.
+        temperature, top_s, random_state
+            As for `DCGMMEstimator.sample`.
+
+        Returns
+        -------
+        images : ndarray of shape (n_samples, ...)
+            In the shape of the rows of X in `fit`.
+        y : ndarray of shape (n_samples,)
+            Their classes.
+        """
+        check_is_fitted(self)
+        label = None
+        if y is not None:
+            if np.ndim(y) or y not in self.classes_:
+                raise ValueError(f"y must be one of classes_, {self.classes_}; got {y!r}.")
+            label = int(np.flatnonzero(self.classes_ == y)[0])
+        images, labels = self._sample(
+            n_samples, _class_tables, label, temperature, top_s, random_state
+        )
+        return images, self.classes_[labels]
+
+    @property
+    def class_probabilities_(self) -> FloatArray:
+        """Probability of each class under each top component, (K, n_classes)."""
+        check_is_fitted(self)
+        with torch.no_grad():
+            return _class_tables(self._stack()).cpu().numpy()
+
+    def _predict_images(self, images: Images) -> NDArray[Any]:
+        predicted: NDArray[Any] = self.classes_[self._class_probabilities(images).argmax(1)]
+        return predicted
+
+    def _class_probabilities(self, images: Images) -> FloatArray:
+        return self._map(images, lambda tree, x: tree.class_probabilities(x, images.complete))
+
+
+def _class_tables(mixtures: Mixtures) -> Tensor:
+    """Probability of each class under each top component, (K, n_classes)."""
+    assert isinstance(mixtures, Tree)
+    assert mixtures.class_tables is not None
+    return mixtures.class_tables

@@ -1,0 +1,342 @@
+"""Methods of the estimators that score and make images."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from skdcgmm.data import FloatArray, Images
+from skdcgmm.estimators.base import SCORE_METHODS, BaseDCGMM
+from skdcgmm.estimators.checks import Seed, answer, check_mask, make_generator
+from skdcgmm.model import computing, tables
+from skdcgmm.model.specs import check_choice, check_number
+from skdcgmm.model.tree import Generation, Mixtures
+
+IMPUTE_METHODS = ("mean", "sample")
+
+# Draws of layer-wise stacks: the variances of upper layers are bounds rather than estimates.
+_LAYERWISE_TEMPERATURE = 0.1
+# Likeliest components of each table that pictures of a joint stack are made of.
+_PICTURE_TOP_S = 2
+# First step size of sharpening, relative to the scale of the pixels, and its factors after a step
+# that raised the score and after one that did not.
+_FIRST_RATE = 0.01
+_FASTER, _SLOWER = 1.5, 0.3
+
+
+class GenerativeDCGMM(BaseDCGMM):
+    """Densities of images, draws from the fitted stack, and their sharpening."""
+
+    @torch.no_grad()
+    def _sample(
+        self,
+        n_samples: int,
+        of_components: Callable[[Mixtures], Tensor],
+        label: int | None,
+        temperature: float | None,
+        top_s: int | None,
+        random_state: Seed,
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Images in the shape of the rows of X, and labels.
+
+        `of_components` gives the probability of each label under each top component, (K, n_labels).
+        With a `label`, all images have that one.
+        """
+        check_number("n_samples", n_samples, low=1, integer=True)
+        if temperature == 0 and top_s is None and self._stack.is_density:
+            top_s = _PICTURE_TOP_S
+        generation = self._generation(temperature, top_s, random_state)
+        stack = self._stack_in_place()
+        with computing(stack.like.device):
+            mixtures = stack()
+            labels = of_components(mixtures)  # (K, n_labels)
+            log_weights = mixtures.log_weights  # (K,)
+            if label is not None:
+                log_weights = log_weights + labels[:, label].log()
+            components = torch.multinomial(
+                log_weights.softmax(0), n_samples, replacement=True, generator=generation.generator
+            )  # (n_samples,)
+            images, drawn = [], []
+            for part in torch.split(components, Images.batch_size(mixtures.numbers_per_image)):
+                images.append(_rows(mixtures.sample(part, generation)).cpu())
+                if label is not None:
+                    drawn.append(torch.full_like(part, label).cpu())
+                else:
+                    drawn.append(tables.sample(labels[part], generation.generator).cpu())
+        rows = torch.cat(images).reshape(n_samples, *self._row_shape)
+        return rows.numpy(), torch.cat(drawn).numpy()
+
+    def score_samples(self, X: Any) -> Any:
+        """Score of each image by `score_method`.
+
+        Parameters
+        ----------
+        X : array-like or Tensor, as in `fit`
+
+        Returns
+        -------
+        ndarray or Tensor of shape (n_samples,)
+            In nats; the density in the units of X, of the observed values of each image.
+
+        Raises
+        ------
+        ValueError
+            If a layer-wise stack of several layers, which has no density, is asked for one.
+        """
+        images = self._check_fitted_images(X)
+        check_choice("score_method", self.score_method, SCORE_METHODS)
+        return answer(X, self._score(images, self.score_method, self.score_layer))
+
+    def _log_density(self, X: Any) -> FloatArray:
+        """Log density of each image, in double precision."""
+        return self._score(self._check_fitted_images(X), "density", -1).astype(np.float64)
+
+    def bic(self, X: Any) -> float:
+        """Bayesian information criterion on X; the lower the better.
+
+        Parameters
+        ----------
+        X : array-like or Tensor, as in `fit`
+
+        Returns
+        -------
+        float
+        """
+        log_density = self._log_density(X)
+        return float(self._stack.n_parameters * np.log(len(log_density)) - 2 * log_density.sum())
+
+    def aic(self, X: Any) -> float:
+        """Akaike information criterion on X; the lower the better.
+
+        Parameters
+        ----------
+        X : array-like or Tensor, as in `fit`
+
+        Returns
+        -------
+        float
+        """
+        return float(2 * self._stack.n_parameters - 2 * self._log_density(X).sum())
+
+    def sample_like(
+        self,
+        X: Any,
+        *,
+        layer: int | str = -1,
+        n_samples: int = 1,
+        temperature: float | None = None,
+        top_s: int | None = None,
+        random_state: Seed = None,
+    ) -> Any:
+        """Draw variants of images: what the model sees in them at a layer, drawn anew.
+
+        From the top layer, another image of the same cluster; from a lower one, the same parts,
+        drawn anew where they are. A joint stack draws the components of the layer and of those
+        above from their exact posterior, and what is below as `sample` does. A layer-wise stack
+        goes down from the responsibilities of the layer.
+
+        Parameters
+        ----------
+        X : array-like or Tensor, as in `fit`
+            NaN where missing; variants are whole.
+        layer : int or str, default=-1
+            A mixture layer: its index among the mixture layers, or name.
+        n_samples : int, default=1
+            Variants of each image.
+        temperature, top_s, random_state
+            As for `sample`, but at any temperature, None keeps all components of a joint stack.
+
+        Returns
+        -------
+        ndarray or Tensor of shape (n_images, n_samples, ...)
+            In the shape of the rows of X in `fit`.
+        """
+        images = self._check_fitted_images(X)
+        check_number("n_samples", n_samples, low=1, integer=True)
+        name = self._mixture_name(self._stack, "layer", layer)
+        generation = self._generation(temperature, top_s, random_state)
+
+        def rows(mixtures: Mixtures, x: Tensor) -> Tensor:
+            return _rows(mixtures.variants(x, name, generation))
+
+        repeated = images.take(np.repeat(np.arange(len(images)), n_samples))
+        drawn = self._map(repeated, rows)
+        return answer(X, drawn.reshape(len(images), n_samples, *images.row_shape))
+
+    def impute(
+        self,
+        X: Any,
+        *,
+        mask: Any = None,
+        method: str = "mean",
+        temperature: float | None = None,
+        top_s: int | None = None,
+        random_state: Seed = None,
+    ) -> Any:
+        """Fill in missing pixels, given the observed ones.
+
+        A joint stack takes the exact conditional distribution. In a layer-wise stack of several
+        layers, missing pixels have no part in the scores of the first layer, and are then taken
+        from a variant of the image, as by `sample_like` from the top layer.
+
+        Parameters
+        ----------
+        X : array-like or Tensor, as in `fit`
+            NaN where missing. Observed pixels stay as they are.
+        mask : array-like of bool of the shape of X, default=None
+            True where X is to be taken as missing, besides NaN.
+        method : {"mean", "sample"}, default="mean"
+            The mean given the observed pixels, or a draw. A layer-wise stack takes the means of the
+            likeliest components for a mean.
+        temperature, top_s
+            Of draws, as for `sample_like`: with a temperature of 0, each draw shows the means of
+            its components, without pixel noise.
+        random_state : int, RandomState instance or None, default=None
+            Seed of the draws; None is that of the estimator.
+
+        Returns
+        -------
+        ndarray or Tensor of the shape of X
+        """
+        images = self._check_fitted_images(X)
+        images = images.hide(check_mask(mask, images))
+        check_choice("method", method, IMPUTE_METHODS)
+        generation = self._generation(temperature, top_s, random_state)
+
+        def rows(mixtures: Mixtures, x: Tensor) -> Tensor:
+            mean = method == "mean"
+            return _rows(mixtures.impute_mean(x) if mean else mixtures.impute_sample(x, generation))
+
+        filled = self._map(images, rows)
+        # Observed values exactly as they came, in whatever precision the stack computes.
+        filled = np.where(np.isnan(images.rows), filled, images.rows)
+        return answer(X, filled.reshape(len(images), *images.row_shape))
+
+    def sharpen(
+        self,
+        X: Any,
+        *,
+        layer: int | str | None = None,
+        n_steps: int = 100,
+        pull: float = 0.0,
+        return_values: bool = False,
+    ) -> Any:
+        """Raise the likelihood of images by gradient ascent on their pixels.
+
+        Averaging where windows overlap, and pooling, blur what is drawn. Each step follows the
+        gradient of `score - pull * mean((x - x0)**2)` through the layers; steps that would lower it
+        are taken back and shortened, so there is no rate to choose. Missing pixels stay missing.
+
+        Parameters
+        ----------
+        X : array-like or Tensor, as in `fit`
+        layer : int or str, default=None
+            The mixture layer whose log-likelihood is the score: index among the mixture layers, or
+            name. None is the log density of a joint stack; the sum over the layers of a layer-wise
+            one, each counted once for its whole input.
+        n_steps : int, default=100
+        pull : float, default=0.0
+            Weight of the pull towards the start x0; pixels are scaled to a variance of 0.1.
+        return_values : bool, default=False
+            Whether to return what was climbed, too.
+
+        Returns
+        -------
+        images : ndarray or Tensor of the shape of X
+        values : ndarray or Tensor of shape (n_samples, n_steps + 1)
+            The objective at the start and after each step, which never falls; if `return_values`.
+        """
+        check_is_fitted(self)
+        check_number("n_steps", n_steps, low=0, integer=True)
+        check_number("pull", pull, low=0)
+        name = None if layer is None else self._mixture_name(self._stack, "layer", layer)
+        images = self._check_fitted_images(X)
+        unit = self._stack.pixels.unit
+
+        def rows(mixtures: Mixtures, x: Tensor) -> Tensor:
+            def score(x: Tensor) -> Tensor:
+                return mixtures.layer_log_prob(x, name) if name else mixtures.stack_log_prob(x)
+
+            sharp, values = sharpen(score, x, unit.to(x), n_steps, pull)
+            return torch.cat([_rows(sharp), values], 1)  # (N, D + n_steps + 1)
+
+        sharp, values = np.hsplit(self._map(images, rows), [images.rows.shape[1]])
+        sharp = answer(X, sharp.reshape(len(images), *images.row_shape))
+        return (sharp, answer(X, values)) if return_values else sharp
+
+    def _generation(
+        self, temperature: float | None, top_s: int | None, random_state: Seed
+    ) -> Generation:
+        """How to draw: what is not given by the stack, or by the estimator."""
+        check_number("temperature", temperature, low=0, optional="by the stack")
+        check_number("top_s", top_s, low=1, integer=True, optional="by objective")
+        exact = self._stack.is_density
+        if temperature is None:
+            temperature = 1.0 if exact else _LAYERWISE_TEMPERATURE
+        if top_s is None and not exact:
+            top_s = 1
+        seed = self.random_state if random_state is None else random_state
+        device = self._stack_in_place().like.device
+        return Generation(temperature, top_s, make_generator(seed, device))
+
+
+def _rows(x: Tensor) -> Tensor:
+    """Images (N, C, H, W) as rows (N, H * W * C)."""
+    return x.permute(0, 2, 3, 1).flatten(1)
+
+
+def sharpen(
+    score: Callable[[Tensor], Tensor], x: Tensor, scale: Tensor, n_steps: int, pull: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Climb a score of images by gradient ascent on pixels.
+
+    Each image has its own step size, which grows after a step that raised its objective
+    `score(x) - pull * mean((x - x0)^2)` and shrinks, without the step, after one that did not.
+    So the objective never falls, and no rate needs tuning.
+
+    Parameters
+    ----------
+    score : callable
+        From images to scores (N,), such as a log-likelihood.
+    x : Tensor of shape (N, C, H, W)
+    scale : Tensor of shape () or (C, 1, 1)
+        Of the pixels.
+    n_steps : int
+    pull : float
+        Weight of the pull towards the start, with pixels at that scale.
+
+    Returns
+    -------
+    images : Tensor of shape (N, C, H, W)
+    values : Tensor of shape (N, n_steps + 1)
+        The objective at the start and after each step.
+    """
+    start = x
+
+    def value_and_gradient(x: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            moved = ((x - start) / scale).nan_to_num()  # missing pixels stay missing
+            distance = moved.square().mean((1, 2, 3))  # (N,)
+            value = score(x) - pull * distance  # (N,)
+            (gradient,) = torch.autograd.grad(value.sum(), x)
+        return value.detach(), gradient
+
+    rate = _FIRST_RATE * scale**2 * torch.ones_like(x[:, :1, :1, :1])  # (N, 1 or C, 1, 1)
+    value, gradient = value_and_gradient(x)
+    values = [value]
+    for _ in range(n_steps):
+        candidate = x + rate * gradient  # (N, C, H, W)
+        new_value, new_gradient = value_and_gradient(candidate)
+        rose = new_value > value  # (N,)
+        value = torch.where(rose, new_value, value)
+        values.append(value)
+        rose = rose[:, None, None, None]  # (N, 1, 1, 1)
+        x = torch.where(rose, candidate, x)
+        gradient = torch.where(rose, new_gradient, gradient)
+        rate = torch.where(rose, _FASTER * rate, _SLOWER * rate)
+    return x, torch.stack(values, 1)

@@ -1,0 +1,163 @@
+"""Kinds of pixels: what the components of a first layer emit into their windows.
+
+A kind is one file: a module of raw parameters (`Pixels`), and the density at given numbers
+(`PixelDensity`) that calling it gives. `skdcgmm.model.specs.KINDS` names them.
+"""
+
+import math
+from abc import ABC, abstractmethod
+
+import numpy as np
+import torch
+from sklearn.cluster import kmeans_plusplus
+from torch import Tensor, nn
+
+from skdcgmm.model.windows import Size, Windows
+
+# Share of the average window's chance to be picked that every window has.
+_PICK_FLOOR = 0.01
+
+
+class PixelDensity(ABC):
+    """Density of the windows of images under components, at given numbers.
+
+    Attributes
+    ----------
+    windows : Windows
+    """
+
+    windows: Windows
+
+    @abstractmethod
+    def log_prob(self, x: Tensor, complete: bool = False) -> Tensor:
+        """Log density of each window of images by component, in units of the layer.
+
+        Parameters
+        ----------
+        x : Tensor of shape (N, C, H, W)
+            Missing values are NaN: they are marginalised.
+        complete : bool
+            Promise that no value is missing, which spares a look at all of them.
+
+        Returns
+        -------
+        Tensor of shape (N, K, rows, columns)
+            Images come last in memory: what follows works on the components of many at once.
+        """
+
+    @abstractmethod
+    def log_volume(self, x: Tensor, complete: bool = False) -> Tensor:
+        """What the log density of each window loses in units of the images.
+
+        (N, rows, columns), or (1, rows, columns) if it is the same for all images.
+        """
+
+    @abstractmethod
+    def sample(
+        self, components: Tensor, temperature: float, generator: torch.Generator | None
+    ) -> Tensor:
+        """Images (N, C, H, W) drawn given the component (N, rows, columns) of each window."""
+
+    @abstractmethod
+    def mean(self, weights: Tensor) -> Tensor:
+        """Mean images (N, C, H, W) given weights (N, K, rows, columns) of the components."""
+
+
+class Pixels(nn.Module, ABC):
+    """Raw parameters of a kind of pixels; calling them gives the density.
+
+    Parameters
+    ----------
+    windows : Windows
+    n_components : int
+    positions : (rows, columns)
+        Of windows that have a mixture of their own; (1, 1) if all share one.
+    """
+
+    def __init__(self, windows: Windows, n_components: int, positions: Size) -> None:
+        super().__init__()
+        self.windows, self.n_components, self.positions = windows, n_components, positions
+
+    @abstractmethod
+    def forward(self) -> PixelDensity:
+        """The density at the present parameters."""
+
+    @abstractmethod
+    def set_units(
+        self, count: Tensor, mean: Tensor, variance: Tensor, reg_covar: float | None
+    ) -> None:
+        """Bring images to the units of the layer, and bound its parameters.
+
+        Parameters
+        ----------
+        count, mean, variance : Tensor of shape (C, H, W), in double precision
+            Of the observed values of the images to train on.
+        reg_covar : float or None
+            Least variance in units of the images; None chooses.
+        """
+
+    @abstractmethod
+    def start(self, x: Tensor, generator: torch.Generator) -> None:
+        """Start at random, given some images (N, C, H, W)."""
+
+    @property
+    @abstractmethod
+    def unit(self) -> Tensor:
+        """How much of the images, () or (C, 1, 1), is one in the units of the layer."""
+
+    @property
+    @abstractmethod
+    def n_parameters(self) -> int:
+        """Free parameters; those of values beyond the border do not count."""
+
+    @abstractmethod
+    def arrays(self) -> dict[str, Tensor]:
+        """What users see, by name, in units of the images.
+
+        The shape is (P, K, D), or (P, K) for one number a component, with the D values of a window
+        in the order (channel, row, column).
+        """
+
+    @abstractmethod
+    def assign(self, name: str, values: Tensor) -> None:
+        """Set one of the `arrays`."""
+
+
+def pick_windows(
+    windows: Tensor, n_mixtures: int, n_components: int, kernel: Size, generator: torch.Generator
+) -> Tensor:
+    """One of the windows (R, N, D) for each component to start from, (P, K, D).
+
+    Parts of the input are drawn with probability proportional to the squared distance from the
+    mean window: most windows at a border are blank, and components that start there would never
+    leave. Whole images are drawn evenly, since far ones may be outliers; inputs of one position,
+    such as plain features, by k-means++: few of them leave little room to move past another
+    component.
+    """
+    whole = len(windows) == 1
+    if whole and kernel == (1, 1):
+        rows = windows[0].cpu().numpy()
+        seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
+        _, chosen = kmeans_plusplus(rows, min(n_components, len(rows)), random_state=seed)
+        return windows[:, np.resize(chosen, n_components)]
+    windows = windows.reshape(n_mixtures, -1, windows.shape[2])  # (P, M, D)
+    distance = (windows - windows.mean(1, keepdim=True)).square().sum(2)  # (P, M)
+    weights = distance + _PICK_FLOOR * distance.mean(1, keepdim=True) + 1e-12  # (P, M)
+    weights = torch.ones_like(weights) if whole else weights
+    # Gumbel noise draws without replacement; `multinomial` allows only 2^24 candidates.
+    uniform = torch.rand(
+        weights.shape, generator=generator, dtype=torch.float32, device=generator.device
+    )
+    noise = -(-uniform.clamp_min(1e-30).log()).log()  # (P, M)
+    order = (weights.log() + noise.to(weights)).argsort(1, descending=True)  # (P, M)
+    # More components than windows, which weights of zero may leave, share them.
+    turn = torch.arange(n_components, device=order.device) % order.shape[1]  # (K,)
+    picked = order[:, turn]  # (P, K)
+    return windows.gather(1, picked[..., None].expand(-1, -1, windows.shape[2]))
+
+
+def n_inside(windows: Windows, positions: Size) -> float:
+    """Values of a window that are inside the border, averaged over separate mixtures."""
+    if math.prod(positions) == 1:
+        return windows.n_values
+    return windows.input_shape[0] * windows.mean_area

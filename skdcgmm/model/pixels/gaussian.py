@@ -1,0 +1,435 @@
+"""Gaussians of independent pixels, with a variance for each value of a window or one for all.
+
+Means are (P, K, D): P positions (one if shared), K components, D values in a window, ordered
+(channel, row, column). Root precisions, the inverse standard deviations, are (P, K, D), or
+(P, K, 1) for spherical Gaussians.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from skdcgmm.model.pixels import PixelDensity, Pixels, n_inside, pick_windows
+from skdcgmm.model.windows import Size, Windows, images_last, overhang, pad, unfold
+
+LOG_2PI = math.log(2 * math.pi)
+
+# Images enter the layer with this variance, about that of images in 0-1, for which the published
+# constants were made.
+_INTERNAL_VARIANCE = 0.1
+# Default floor of the variances, relative to the variance of all pixels, or of each plain feature.
+_IMAGE_REG_COVAR, _FEATURE_REG_COVAR = 0.5, 1e-6
+# What variances start with above their floor, and the standard deviation of the noise on means that
+# start as windows: equal windows must part.
+_START_EXCESS, _START_NOISE = 0.05, 0.1
+# The expanded square loses about precision * value^2 * 6e-8 in float32. Where variances may be
+# smaller than this, scores are computed in double.
+_FLOAT32_VARIANCE = 0.01
+
+# Of a sum of products: weights (P, K, D or 1), and what they weigh.
+Terms = list[tuple[Tensor, Tensor]]
+# Weights of x and x^2 in a score, and its constant by value or summed.
+Natural = tuple[Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class GaussianDensity(PixelDensity):
+    """Density of windows under Gaussians.
+
+    The square is expanded, so that a score is linear in (x, x^2): one convolution where
+    positions share their Gaussians, else one batched matrix product over positions. No
+    difference x - mean is materialised.
+
+    Attributes
+    ----------
+    means : Tensor of shape (P, K, D)
+    root_precisions : Tensor of shape (P, K, D) or (P, K, 1)
+    windows : Windows
+    shift, scale : Tensor of shape (C, 1, 1), or None
+        Images enter as (x - shift) / scale; None leaves them as they are.
+    in_double : bool
+        Whether single precision would not do.
+    """
+
+    means: Tensor
+    root_precisions: Tensor
+    windows: Windows
+    shift: Tensor | None = None
+    scale: Tensor | None = None
+    in_double: bool = False
+
+    def log_prob(self, x: Tensor, complete: bool = False) -> Tensor:
+        """Log density of each window by component; missing values, NaN, are left out."""
+        dtype = x.dtype
+        if self.shift is not None and self.scale is not None:
+            x = (x - self.shift).div_(self.scale)
+        if self.in_double:
+            x = x.double()
+        size, kernel, stride = self.windows.size, self.windows.kernel, self.windows.stride
+        rows, columns = self.windows.grid
+        missing = None if complete else x.isnan()  # (N, C, H, W)
+        if missing is not None and not missing.any():
+            missing = None
+        full = missing is None and overhang(size, kernel, stride) == (0, 0)
+        linear, quadratic, constant = self._natural_summed if full else self._natural
+        if missing is not None:
+            # Each value brings its own constant, and a missing one brings none.
+            x = torch.where(missing, 0, x)
+            bias = torch.zeros_like(constant[..., :1])  # (P, K, 1)
+        elif full:
+            bias = constant  # (P, K, 1)
+        else:
+            bias = _window_constants(constant, size, kernel, stride)  # (P or R, K, 1)
+        overlapping = stride[0] < kernel[0] or stride[1] < kernel[1]
+        if len(self.means) == 1 and overlapping and rows * columns > 1:
+            terms = [(linear, x), (quadratic, x.square())]
+            terms += [] if missing is None else [(constant, (~missing).to(x))]
+            return _convolved(terms, bias, kernel, stride).to(dtype)
+        windows = unfold(x, kernel, stride)  # (R, N, D) with R = rows * columns
+        terms = [(linear, windows), (quadratic, windows.square())]
+        terms += [] if missing is None else [(constant, unfold((~missing).to(x), kernel, stride))]
+        scores = _multiplied(terms, bias).to(dtype)  # (R, K, N)
+        return scores.view(rows, columns, *scores.shape[1:]).permute(3, 2, 0, 1)
+
+    def log_volume(self, x: Tensor, complete: bool = False) -> Tensor:
+        """Logarithms of the scale, summed over the observed values of each window."""
+        if self.scale is None:
+            return x.new_zeros(1, *self.windows.grid)
+        if complete:
+            return self._log_volume
+        values = self.windows.unfold((~x.isnan()) * self.scale.log())  # (R, N, D)
+        return values.sum(2).T.view(len(x), *self.windows.grid)
+
+    def sample(
+        self, components: Tensor, temperature: float, generator: torch.Generator | None
+    ) -> Tensor:
+        """Images (N, C, H, W) drawn given the component (N, rows, columns) of each window."""
+        by_window = components.flatten(1).T  # (R, N)
+        patches = sample(
+            self.means, self.root_precisions, by_window, temperature, generator
+        )  # (R, N, D)
+        return self._to_images(self.windows.fold_mean(patches))
+
+    def mean(self, weights: Tensor) -> Tensor:
+        """Mean images (N, C, H, W) given weights (N, K, rows, columns) of the components."""
+        by_window = weights.flatten(2).permute(2, 0, 1)  # (R, N, K)
+        return self._to_images(self.windows.fold_mean(by_window @ self.means))
+
+    def _to_images(self, x: Tensor) -> Tensor:
+        return x if self.shift is None or self.scale is None else x * self.scale + self.shift
+
+    @cached_property
+    def _natural(self) -> Natural:
+        return self._natural_parameters(summed=False)
+
+    @cached_property
+    def _natural_summed(self) -> Natural:
+        return self._natural_parameters(summed=True)
+
+    def _natural_parameters(self, *, summed: bool) -> Natural:
+        natural: Callable[..., Natural] = _NaturalParameters.apply
+        means, roots = self.means, self.root_precisions
+        if self.in_double:
+            means, roots = means.double(), roots.double()
+        return natural(means, roots, summed)
+
+    @cached_property
+    def _log_volume(self) -> Tensor:
+        assert self.scale is not None
+        values = self.scale.log().expand(1, *self.windows.input_shape)  # (1, C, H, W)
+        return self.windows.unfold(values).sum(2).T.view(1, *self.windows.grid)
+
+
+class Gaussian(Pixels):
+    """Gaussians that learn how far their variances are above the smallest.
+
+    Parameters
+    ----------
+    windows, n_components, positions
+        As for `Pixels`.
+    spherical : bool
+        Whether a Gaussian has one variance for all values.
+    has_units : bool
+        Whether inputs are images, to be shifted and scaled.
+
+    Attributes
+    ----------
+    means : Parameter of shape (P, K, D)
+    log_excess : Parameter of shape (P, K, D) or (P, K, 1)
+        Logarithm of the variances above the floor.
+    shift, scale : Tensor of shape (C, 1, 1), or None
+        Units of the images; None if inputs are taken as they are.
+    min_variance : Tensor of shape (D,) or (1,)
+        Floor of the variances.
+    least_variance : float
+        The smallest of them, known without asking a GPU.
+    """
+
+    shift: Tensor | None
+    scale: Tensor | None
+    min_variance: Tensor
+
+    def __init__(
+        self,
+        windows: Windows,
+        n_components: int,
+        positions: Size,
+        *,
+        spherical: bool = False,
+        has_units: bool = True,
+    ) -> None:
+        super().__init__(windows, n_components, positions)
+        self.spherical = spherical
+        n_mixtures = math.prod(positions)
+        self.means = nn.Parameter(torch.zeros(n_mixtures, n_components, windows.n_values))
+        n_variances = 1 if spherical else windows.n_values
+        self._add_variances(torch.zeros(n_mixtures, n_components, n_variances))
+        n_channels, *_ = windows.input_shape
+        self.register_buffer("shift", torch.zeros(n_channels, 1, 1) if has_units else None)
+        self.register_buffer("scale", torch.ones(n_channels, 1, 1) if has_units else None)
+        floor = torch.full((n_variances,), _START_EXCESS, dtype=torch.float64)
+        self.register_buffer("min_variance", floor)
+        self.least_variance = _START_EXCESS
+
+    def _add_variances(self, zeros: Tensor) -> None:
+        self.log_excess = nn.Parameter(zeros)
+
+    @property
+    def root_precisions(self) -> Tensor:
+        """Inverse standard deviations, (P, K, D), or (P, K, 1) if spherical."""
+        return (self.min_variance + self.log_excess.exp()).rsqrt()
+
+    def forward(self) -> GaussianDensity:
+        """The density at the present parameters."""
+        single = self.means.dtype == torch.float32
+        in_double = single and self.least_variance < _FLOAT32_VARIANCE
+        return GaussianDensity(
+            self.means, self.root_precisions, self.windows, self.shift, self.scale, in_double
+        )
+
+    @torch.no_grad()
+    def set_units(
+        self, count: Tensor, mean: Tensor, variance: Tensor, reg_covar: float | None
+    ) -> None:
+        """Shift and scale images to a common variance; plain features one by one.
+
+        A spherical Gaussian is one in the units of X: all features keep one scale.
+        """
+        plain = self.windows.size == (1, 1)
+        if self.spherical or not plain:
+            pooled = (count * mean).sum() / count.sum()  # ()
+            variance = (count * (variance + (mean - pooled).square())).sum() / count.sum()
+            mean = pooled
+        overall = variance.mean() if (variance > 0).any() else torch.ones_like(variance)
+        variance = torch.where(variance > 0, variance, overall)
+        share = _FEATURE_REG_COVAR if plain else _IMAGE_REG_COVAR
+        floor = share * variance if reg_covar is None else torch.full_like(variance, reg_covar)
+        scale = (variance / _INTERNAL_VARIANCE).sqrt()
+        n_channels, *_ = self.windows.input_shape
+        self.shift = mean.to(self.means).expand(n_channels, 1, 1).clone()
+        self.scale = scale.to(self.means).expand(n_channels, 1, 1).clone()
+        self.set_min_variance((floor / scale.square()).flatten())
+
+    @torch.no_grad()
+    def set_min_variance(self, min_variance: Tensor) -> None:
+        """Set the floor of the variances, (D,) or one for all of them."""
+        self.min_variance = min_variance.to(self.means).expand(self.min_variance.shape).clone()
+        self.least_variance = float(min_variance.min())
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self.least_variance = float(self.min_variance.min())
+
+    @torch.no_grad()
+    def set_variances(self, variances: Tensor) -> None:
+        """Set the variances, of the shape of the root precisions; the floor gives way."""
+        # An excess this small is lost in the sum, also in double precision.
+        self.set_min_variance(torch.minimum(self.min_variance, variances.amin((0, 1))))
+        excess = (variances - self.min_variance).clamp_min(1e-20 * self.min_variance)
+        self.log_excess.copy_(excess.log())
+
+    @torch.no_grad()
+    def start(self, x: Tensor, generator: torch.Generator) -> None:
+        """Start every mean as a random window of `x` and some noise."""
+        assert self.shift is not None
+        x = (x - self.shift) / self.unit
+        windows = self.windows.unfold(x.nan_to_num(nan=0.0))  # (R, N, D)
+        noise = torch.randn(
+            self.means.shape, generator=generator, dtype=x.dtype, device=generator.device
+        ).to(x)
+        picked = pick_windows(
+            windows, len(self.means), self.n_components, self.windows.kernel, generator
+        )  # (P, K, D)
+        self.means.copy_(picked + _START_NOISE * noise)
+        excess = torch.full_like(self.root_precisions, _START_EXCESS)
+        self.set_variances(self.min_variance + excess)
+
+    @property
+    def unit(self) -> Tensor:
+        """How much of the images is one in the units of the layer."""
+        return self.means.new_ones(()) if self.scale is None else self.scale
+
+    @property
+    def n_parameters(self) -> int:
+        """Means and variances of the values inside the border."""
+        n_gaussians = math.prod(self.positions) * self.n_components
+        n_means = round(n_inside(self.windows, self.positions) * n_gaussians)
+        return n_means + (n_gaussians if self.spherical else n_means)
+
+    @torch.no_grad()
+    def arrays(self) -> dict[str, Tensor]:
+        """Means and covariances in units of the images."""
+        shift, scale = self._units()
+        covariances = (scale / self.root_precisions).square()  # (P, K, D)
+        if self.spherical:
+            covariances = covariances[..., 0]
+        return {"means": self.means * scale + shift, "covariances": covariances}
+
+    @torch.no_grad()
+    def assign(self, name: str, values: Tensor) -> None:
+        """Set means or covariances."""
+        shift, scale = self._units()
+        if name == "means":
+            self.means.copy_((values - shift) / scale)
+        else:
+            values = values[..., None] if self.spherical else values
+            self.set_variances((values / scale.square())[..., : self.min_variance.shape[0]])
+
+    def _units(self) -> tuple[Tensor, Tensor]:
+        """Shift and scale of the values of a window, (D,)."""
+        if self.shift is None or self.scale is None:
+            return self.means.new_zeros(()), self.means.new_ones(())
+        size = (len(self.shift), *self.windows.kernel)
+        return self.shift.expand(size).flatten(), self.scale.expand(size).flatten()
+
+
+class _NaturalParameters(torch.autograd.Function):
+    """Weights of (x, x^2) in the log density, and its constant by value or summed over values.
+
+    They are (P, K, D), (P, K, D or 1), and (P, K, D) or (P, K, 1). Where mixtures are not shared
+    there are as many parameters as values in a batch: a tape would take thrice the passes.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, means: Tensor, roots: Tensor, summed: bool) -> Natural:
+        zero = means.new_zeros(())
+        quadratic = torch.addcmul(zero, roots, roots, value=-0.5)  # (P, K, D or 1)
+        linear = torch.addcmul(zero, quadratic, means, value=-2)  # (P, K, D)
+        constant = linear * means  # (P, K, D)
+        if summed:
+            n_each = means.shape[2] // roots.shape[2]
+            constant = constant.sum(2, keepdim=True)  # (P, K, 1)
+            logs = n_each * _sum_of_logs(roots)  # (P, K, 1)
+            constant.add_(means.shape[2] * LOG_2PI)
+        else:
+            logs = roots.log()  # (P, K, D or 1)
+            constant.add_(LOG_2PI)
+        ctx.save_for_backward(means, roots, quadratic)
+        return linear, quadratic, torch.sub(logs, constant, alpha=0.5)
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, linear: Tensor, quadratic: Tensor, constant: Tensor
+    ) -> tuple[Tensor, Tensor, None]:
+        # The gradients are, over what is seen, the sums of x, x^2 and 1, weighed.
+        means, roots, halves = ctx.saved_tensors  # halves: of the precisions, negative
+        centred = torch.addcmul(linear, constant, means, value=-1)  # (P, K, D)
+        second = (linear + centred).mul_(means)  # (P, K, D)
+        if roots.shape[2] < means.shape[2]:
+            second = second.sum(2, keepdim=True)  # (P, K, 1)
+            constant = constant.expand_as(means).sum(2, keepdim=True)  # (P, K, 1)
+        torch.sub(quadratic, second, out=second)
+        to_roots = torch.addcmul(constant, halves, second, value=2).div_(roots)
+        to_means = torch.addcmul(means.new_zeros(()), halves, centred, value=-2)  # (P, K, D)
+        return to_means, to_roots, None
+
+
+def _sum_of_logs(x: Tensor) -> Tensor:
+    """Sum of the logarithms over the last axis (P, K, D) of numbers near 1, (P, K, 1).
+
+    A logarithm costs as much as many products: it is taken of four factors at once.
+    """
+    quarter = x.shape[2] // 4
+    a, b, c, d = x[..., : 4 * quarter].chunk(4, 2)
+    logs = (a * b).mul_(c).mul_(d).log_().sum(2, keepdim=True)  # (P, K, 1)
+    return logs.add_(x[..., 4 * quarter :].log().sum(2, keepdim=True))
+
+
+def _window_constants(constant: Tensor, size: Size, kernel: Size, stride: Size) -> Tensor:
+    """Sum the constants (P, K, D) of the values inside the border, (rows * columns, K, 1)."""
+    inside = constant.new_ones(1, 1, *size)  # (1, 1, H, W)
+    seen = unfold(inside, kernel, stride).mT  # (rows * columns, h * w, 1)
+    by_pixel = constant.view(*constant.shape[:2], -1, seen.shape[1]).sum(2)  # (P, K, h * w)
+    return by_pixel @ seen
+
+
+def _convolved(terms: Terms, bias: Tensor, kernel: Size, stride: Size) -> Tensor:
+    """Scores of shared components, of images (N, C, H, W): one convolution of all terms."""
+    inputs, weights = [], []
+    for weight, x in terms:
+        if weight.shape[2] == 1 < x.shape[1] * kernel[0] * kernel[1]:  # spherical
+            x, weight = x.sum(1, keepdim=True), weight.expand(-1, -1, kernel[0] * kernel[1])
+        inputs.append(pad(x, kernel, stride))
+        weights.append(weight.view(weight.shape[1], x.shape[1], *kernel))
+    features = torch.cat(inputs, 1).contiguous(memory_format=torch.channels_last)
+    weight = torch.cat(weights, 1)  # (K, channels of the features, h, w)
+    shared = bias[0, :, 0] if len(bias) == 1 else None
+    scores = functional.conv2d(features, weight, shared, stride)  # (N, K, rows, columns)
+    scores = images_last(scores.movedim(1, 3)).movedim(3, 1)
+    if shared is not None:
+        return scores
+    return scores + bias.mT.reshape(*scores.shape[2:], -1).movedim(-1, 0)
+
+
+def _multiplied(terms: Terms, bias: Tensor) -> Tensor:
+    """Scores by position, (R, K, N), of windows (R, N, D): one batched product for each term."""
+    factors = []
+    for weight, x in terms:
+        if weight.shape[2] == 1 < x.shape[2]:  # spherical
+            x = x.sum(2, keepdim=True)  # (R, N, 1)
+        factors.append((weight.expand(len(x), -1, -1), x.mT))
+    scores = torch.baddbmm(bias, *factors[0])  # (R, K, N)
+    for weight, x in factors[1:]:
+        scores.baddbmm_(weight, x)
+    return scores
+
+
+def sample(
+    means: Tensor,
+    root_precisions: Tensor,
+    components: Tensor,
+    temperature: float,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """Draw one window from the given component of each position.
+
+    Parameters
+    ----------
+    means : Tensor of shape (P, K, D)
+    root_precisions : Tensor of shape (P, K, D) or (P, K, 1)
+    components : Tensor of shape (rows * columns, N)
+        Component indices.
+    temperature : float
+        Factor of the variances; 0 gives the means.
+    generator : torch.Generator or None
+        On the device of the parameters.
+
+    Returns
+    -------
+    Tensor of shape (rows * columns, N, D)
+    """
+    position = torch.arange(len(components), device=components.device) % len(means)
+    chosen = means[position[:, None], components]  # (rows * columns, N, D)
+    if temperature == 0:
+        return chosen
+    noise = torch.randn(chosen.shape, generator=generator, dtype=chosen.dtype, device=chosen.device)
+    deviations = math.sqrt(temperature) / root_precisions[position[:, None], components]
+    return chosen + deviations * noise

@@ -1,0 +1,319 @@
+"""The raw parameters of a stack; calling it gives its density at the present numbers."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from skdcgmm.model import tables
+from skdcgmm.model.pixels import Pixels, n_inside, pick_windows
+from skdcgmm.model.specs import KINDS, Layer, lay_out
+from skdcgmm.model.tree import Level, Mixtures, Tree
+from skdcgmm.model.windows import Shape, Size, Windows
+
+# Share of the average table in tables that start as responsibilities of a window.
+_START_AVERAGE = 0.2
+_MIN_START_PROBABILITY = 1e-4
+# Weight of a component that has been emptied: small enough not to matter, large enough to have a
+# logarithm.
+MIN_WEIGHT = 1e-12
+
+
+class BaseStack(nn.Module, ABC):
+    """Named layers, and the parameters of what the components of each mixture emit.
+
+    Parameters
+    ----------
+    layers : sequence of Layer
+        From the image upwards; the last is a mixture over a single position.
+
+    Attributes
+    ----------
+    emissions : ModuleList
+        What the components of the mixtures emit, from the image upwards.
+    """
+
+    # Whether windows must tile.
+    tiling: bool
+    n_classes: int | None = None
+
+    def __init__(self, layers: Sequence[Layer], emissions: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.layers = tuple(layers)
+        self.emissions = nn.ModuleList(emissions)
+
+    @abstractmethod
+    def forward(self) -> Mixtures:
+        """What the stack says and draws at the present parameters."""
+
+    @abstractmethod
+    def start(self, x: Tensor, generator: torch.Generator) -> None:
+        """Start every mixture at random, given some images (N, C, H, W)."""
+
+    @abstractmethod
+    def weight_logits(self, name: str) -> nn.Parameter | None:
+        """Weights of a mixture, before the softmax over the first axis; None if it has none."""
+
+    @property
+    @abstractmethod
+    def is_density(self) -> bool:
+        """Whether the stack is one density, so that calling it gives a `Tree`."""
+
+    @property
+    def image_shape(self) -> Shape:
+        """Channels, height and width of an image."""
+        return self.layers[0].windows.input_shape
+
+    @property
+    def mixtures(self) -> dict[str, Layer]:
+        """The mixture layers by name, from the image upwards."""
+        return {layer.name: layer for layer in self.layers if layer.is_mixture}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the mixture layers, from the image upwards."""
+        return tuple(self.mixtures)
+
+    @property
+    def top(self) -> Layer:
+        """The last layer, whose components are the clusters, or are merged into them."""
+        return self.layers[-1]
+
+    @property
+    def pixels(self) -> Pixels:
+        """What the components of the first layer emit."""
+        (first, *_) = self.emissions
+        assert isinstance(first, Pixels)
+        return first
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor of the type of the parameters, where they are."""
+        return next(self.parameters())
+
+    def emission(self, name: str) -> "Pixels | Tables":
+        """What the components of a mixture emit."""
+        emission = self.emissions[self.names.index(name)]
+        assert isinstance(emission, Pixels | Tables)
+        return emission
+
+    def same_layers(self, other: "BaseStack") -> bool:
+        """Whether another stack has the same layers on the same images."""
+        described = [
+            (
+                type(stack),
+                [(layer.name, layer.windows, str(layer.spec)) for layer in stack.layers],
+                [(name, parameter.shape) for name, parameter in stack.named_parameters()],
+            )
+            for stack in (self, other)
+        ]
+        return described[0] == described[1]
+
+    def pack(self) -> dict[str, Any]:
+        """What the stack consists of: its layers with all sizes spelt out, and its arrays."""
+        return {
+            "joint": self.tiling,
+            "layers": [(layer.name, layer.spec) for layer in self.layers],
+            "image_shape": self.image_shape,
+            "n_classes": self.n_classes,
+            "arrays": {name: value.numpy(force=True) for name, value in self.state_dict().items()},
+        }
+
+    @classmethod
+    def unpack(cls, packed: dict[str, Any]) -> Self:
+        """The stack that `pack` has seen, on the CPU.
+
+        Raises
+        ------
+        ValueError, TypeError, RuntimeError
+            If the parts do not fit each other.
+        """
+        layers = lay_out(packed["layers"], packed["image_shape"], tiling=cls.tiling)
+        with torch.device("meta"):  # no memory yet, whatever sizes the layers claim
+            stack = cls(layers, packed["n_classes"])
+        arrays = {name: torch.from_numpy(array.copy()) for name, array in packed["arrays"].items()}
+        dtypes = {array.dtype for array in arrays.values()}
+        if dtypes not in ({torch.float32}, {torch.float64}):
+            raise ValueError(f"its arrays are of types that no stack has: {dtypes}")
+        stack.load_state_dict(arrays, assign=True)
+        return stack
+
+    @torch.no_grad()
+    def set_weights(self, name: str, weights: Tensor) -> None:
+        """Set mixture weights, components first."""
+        logits = self.weight_logits(name)
+        assert logits is not None
+        logits.copy_(weights.clamp_min(MIN_WEIGHT).log().reshape(logits.shape))
+
+    def layer_n_parameters(self, name: str) -> int:
+        """Free parameters of a mixture; those of values beyond the border do not count."""
+        logits = self.weight_logits(name)
+        n_weights = 0 if logits is None else logits.numel() - logits[0].numel()
+        return n_weights + self.emission(name).n_parameters
+
+    @property
+    def n_parameters(self) -> int:
+        """Free parameters."""
+        return sum(self.layer_n_parameters(name) for name in self.mixtures)
+
+
+class Stack(BaseStack):
+    """Raw parameters of a stack that is one density; calling it gives the `Tree`.
+
+    Parameters
+    ----------
+    layers : sequence of Layer
+        Whose windows tile.
+    n_classes : int or None
+        Number of classes that images have, equally likely under every component to begin with.
+
+    Attributes
+    ----------
+    logits : Parameter of shape (K,)
+        Weights of the top components before the softmax.
+    class_logits : Parameter of shape (K, n_classes) or None
+        By what table each top component draws the class of its image.
+    """
+
+    tiling = True
+
+    def __init__(self, layers: Sequence[Layer], n_classes: int | None = None) -> None:
+        (first, *_) = layers
+        kind = KINDS[first.spec.covariance_type]
+        emissions: list[nn.Module] = [kind(first.windows, first.n_components, first.positions)]
+        size, pool = first.windows.grid, (1, 1)
+        for layer in layers[1:]:
+            height, width = layer.windows.kernel
+            if not layer.is_mixture:
+                pool = (pool[0] * height, pool[1] * width)
+                continue
+            emissions.append(Tables(layer.windows, layer.n_components, layer.positions, size, pool))
+            size, pool = layer.windows.grid, (1, 1)
+        super().__init__(layers, emissions)
+        self.logits = nn.Parameter(torch.zeros(self.top.n_components))
+        self.n_classes = n_classes
+        self.class_logits: nn.Parameter | None = None
+        if n_classes is not None:
+            self.class_logits = nn.Parameter(torch.zeros(self.top.n_components, n_classes))
+
+    def forward(self) -> Tree:
+        """The density at the present parameters."""
+        levels = tuple(emission() for emission in list(self.emissions)[1:])
+        return Tree(
+            self.names,
+            self.pixels(),
+            self.logits.log_softmax(0),
+            levels,
+            None if self.class_logits is None else tables.tables(self.class_logits),
+        )
+
+    @property
+    def is_density(self) -> bool:
+        """Whether the stack is one density: it is."""
+        return True
+
+    def weight_logits(self, name: str) -> nn.Parameter | None:
+        """Weights of the top; those of lower layers follow from the tables above them."""
+        return self.logits if name == self.top.name else None
+
+    @torch.no_grad()
+    def start(self, x: Tensor, generator: torch.Generator) -> None:
+        """Start every component of every layer as a random window of the images."""
+        self.pixels.start(x, generator)
+        z = self.pixels().log_prob(x)  # (N, K, rows, columns)
+        for emission in list(self.emissions)[1:]:
+            assert isinstance(emission, Tables)
+            emission.start(z.softmax(1), generator)
+            z = tables.log_prob(z, *emission())  # (N, K, rows, columns)
+        self.logits.zero_()
+
+
+class Tables(nn.Module):
+    """Raw tables, by which each cell of a window draws its component of the layer below.
+
+    All cells of a pooled window draw, independently, from the one table of that window.
+
+    Parameters
+    ----------
+    windows : Windows
+        Over pooled cells.
+    n_components : int
+    positions : (rows, columns)
+        Of windows that have tables of their own; (1, 1) if all share them.
+    size : (height, width)
+        Of the layer below.
+    pool : (height, width)
+        Cells of the layer below that share a table.
+
+    Attributes
+    ----------
+    logits : Parameter of shape (rows, kernel height, columns, kernel width, K, J)
+        Over J components below.
+    """
+
+    def __init__(
+        self, windows: Windows, n_components: int, positions: Size, size: Size, pool: Size
+    ) -> None:
+        super().__init__()
+        self.windows, self.positions, self.size, self.pool = windows, positions, size, pool
+        (rows, columns), (height, width) = positions, windows.kernel
+        shape = (rows, height, columns, width, n_components, windows.input_shape[0])
+        self.logits = nn.Parameter(torch.zeros(shape))
+
+    def forward(self) -> Level:
+        """The table of each cell of the layer below."""
+        rows, height, columns, width = self.logits.shape[:4]
+        kernel = (height * self.pool[0], width * self.pool[1])
+        if (rows, columns) == self.windows.grid and self.pool == (1, 1):
+            logits = self.logits.flatten(2, 3).flatten(0, 1)  # (rows * h, columns * w, K, J)
+            return Level(tables.tables(logits[: self.size[0], : self.size[1]]), kernel)
+        device = self.logits.device
+        row = torch.arange(self.size[0], device=device)[:, None] // self.pool[0]  # (H, 1)
+        column = torch.arange(self.size[1], device=device) // self.pool[1]  # (W,)
+        by_cell = tables.tables(self.logits)[
+            row // height % rows, row % height, column // width % columns, column % width
+        ]  # (H, W, K, J)
+        return Level(by_cell, kernel)
+
+    @torch.no_grad()
+    def start(self, x: Tensor, generator: torch.Generator) -> None:
+        """Start tables as the responsibilities in random windows of `x`, smoothed."""
+        pooled = functional.avg_pool2d(x, self.pool, ceil_mode=True, count_include_pad=False)
+        windows = self.windows.unfold(pooled)  # (R, N, D)
+        n_mixtures, n_components = math.prod(self.positions), self.logits.shape[4]
+        picked = pick_windows(
+            windows, n_mixtures, n_components, self.windows.kernel, generator
+        )  # (P, K, D)
+        average = windows.reshape(n_mixtures, -1, windows.shape[2]).mean(1, keepdim=True)
+        started = picked + _START_AVERAGE * (average - picked)  # (P, K, D)
+        self.logits.copy_(self._from_windows(started.clamp_min(_MIN_START_PROBABILITY).log()))
+
+    @property
+    def n_parameters(self) -> int:
+        """Free entries of the tables of cells inside the border."""
+        n_components, n_below = self.logits.shape[4:]
+        n_cells = n_inside(self.windows, self.positions) / n_below
+        return round(math.prod(self.positions) * n_cells) * n_components * (n_below - 1)
+
+    @torch.no_grad()
+    def arrays(self) -> dict[str, Tensor]:
+        """The tables, (P, K, D), which are the means of what the components draw."""
+        by_window = tables.tables(self.logits).permute(0, 2, 4, 5, 1, 3)  # (R, C, K, J, h, w)
+        return {"means": by_window.flatten(0, 1).flatten(2)}
+
+    @torch.no_grad()
+    def assign(self, name: str, values: Tensor) -> None:
+        """Set the tables."""
+        self.logits.copy_(tables.logits(self._from_windows(values)))
+
+    def _from_windows(self, values: Tensor) -> Tensor:
+        """(P, K, D), with D in the order (channel, row, column), to the shape of `logits`."""
+        n_components, n_below = self.logits.shape[4:]
+        by_cell = values.view(
+            *self.positions, n_components, n_below, *self.windows.kernel
+        )  # (rows, columns, K, J, height, width)
+        return by_cell.permute(0, 4, 1, 5, 2, 3)

@@ -1,0 +1,361 @@
+"""A stack of mixtures at given numbers: what it says of images, and what it draws.
+
+`Tree` is the stack as one density: a tree of discrete choices that ends in pixels.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from skdcgmm.model import tables
+from skdcgmm.model.pixels import PixelDensity
+from skdcgmm.model.windows import Size
+
+# Names of mixture layers and log densities of their windows by component, (N, K, rows, columns).
+Climb = Iterator[tuple[str, Tensor]]
+
+# Columns of the statistics of a layer.
+MARGINAL, PREDICTED, EXPECTED, BEST, SHORTFALL, WORST = range(6)
+N_STATISTICS = 6
+# A component is active if it has this share of an equal weight.
+_ACTIVE_SHARE = 0.1
+
+
+class Generation(NamedTuple):
+    """How to draw on the way down.
+
+    Attributes
+    ----------
+    temperature : float
+        Factor of all Gaussian variances.
+    top_s : int or None
+        Number of likeliest components that may be drawn at a position; None is all.
+    generator : torch.Generator or None
+    """
+
+    temperature: float = 1.0
+    top_s: int | None = None
+    generator: torch.Generator | None = None
+
+
+class Level(NamedTuple):
+    """An upper layer of a tree, whose components draw those of the layer below.
+
+    Attributes
+    ----------
+    tables : Tensor of shape (H, W, K, J)
+        One for each cell of the layer below and each component of this layer.
+    kernel : (height, width)
+        Of a window, in cells of the layer below.
+    """
+
+    tables: Tensor
+    kernel: Size
+
+
+def n_active(weights: Tensor) -> float:
+    """Number of components with at least a tenth of an equal weight, averaged over positions.
+
+    Parameters
+    ----------
+    weights : Tensor of shape (K, rows, columns)
+    """
+    return float((weights > _ACTIVE_SHARE / len(weights)).sum(0).float().mean())
+
+
+@dataclass(frozen=True, eq=False)
+class Mixtures(ABC):
+    """A stack of mixtures at given numbers.
+
+    Attributes
+    ----------
+    names : tuple of str
+        Mixture layers from the image upwards.
+    pixels : PixelDensity
+        Of the first layer.
+    log_weights : Tensor of shape (K,)
+        Log mixture weights of the top layer.
+    """
+
+    names: tuple[str, ...]
+    pixels: PixelDensity
+    log_weights: Tensor
+
+    @property
+    @abstractmethod
+    def numbers_per_image(self) -> int:
+        """Numbers that a pass up the stack holds for one image, an upper estimate."""
+
+    @abstractmethod
+    def climb(self, x: Tensor, complete: bool = False) -> Climb:
+        """Go up from images (N, C, H, W): each mixture layer's name, and its log densities.
+
+        `complete` promises that no pixel is missing.
+        """
+
+    @abstractmethod
+    def layer_log_weights(self) -> dict[str, Tensor]:
+        """Log mixture weights by layer, (K, 1, 1) if all positions share them, or by position."""
+
+    @abstractmethod
+    def responsibilities(
+        self, x: Tensor, names: Sequence[str], complete: bool = False
+    ) -> list[Tensor]:
+        """Posteriors of the components of mixture layers, each (N, K, rows, columns)."""
+
+    @abstractmethod
+    def sample(self, components: Tensor, generation: Generation) -> Tensor:
+        """Images (N, C, H, W) drawn from the given top components (N,)."""
+
+    @abstractmethod
+    def component_means(self) -> Tensor:
+        """Mean image of each top component, (K, C, H, W)."""
+
+    @abstractmethod
+    def variants(self, x: Tensor, name: str, generation: Generation) -> Tensor:
+        """Images drawn anew from the posterior of a mixture layer, given images (N, C, H, W)."""
+
+    @abstractmethod
+    def impute_mean(self, x: Tensor) -> Tensor:
+        """Images with each missing pixel at its mean given the observed ones, (N, C, H, W)."""
+
+    @abstractmethod
+    def impute_sample(self, x: Tensor, generation: Generation) -> Tensor:
+        """Images with missing pixels drawn given the observed ones, (N, C, H, W)."""
+
+    @abstractmethod
+    def stack_log_prob(self, x: Tensor) -> Tensor:
+        """Log-likelihood of images under the whole stack, (N,)."""
+
+    def scores(self, x: Tensor, complete: bool = False) -> Tensor:
+        """Log of weight times density of the top components, (N, K), in units of the layers."""
+        ((_, whole),) = deque(self.climb(x, complete), maxlen=1)
+        return whole.flatten(1) + self.log_weights
+
+    def posterior(self, x: Tensor, complete: bool = False) -> Tensor:
+        """Responsibilities of the top components, (N, K)."""
+        return tables.posterior(self.scores(x, complete))
+
+    def layer_log_prob(self, x: Tensor, name: str) -> Tensor:
+        """Log-likelihood of a layer, averaged over its windows, in units of the images, (N,)."""
+        return next(value for current, value in self.window_means(x) if current == name)
+
+    def window_means(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Go up: each mixture layer's log-likelihood, averaged over its windows, (N,)."""
+        log_weights = self.layer_log_weights()
+        for name, log_prob in self.climb(x):
+            windows = (log_prob + log_weights[name]).logsumexp(1)  # (N, rows, columns)
+            yield name, windows.mean((1, 2)) - self._volume_of_windows(x, name, log_prob)
+
+    @abstractmethod
+    def _volume_of_windows(self, x: Tensor, name: str, log_prob: Tensor) -> Tensor | float:
+        """What a log density of a layer's windows loses on average in units of images."""
+
+
+@dataclass(frozen=True, eq=False)
+class Tree(Mixtures):
+    """One density: a tree of discrete choices that ends in pixels.
+
+    A top component draws, by its tables, the components of the layer below, those of theirs, and
+    those of the first layer draw their windows' pixels. Also any stack of one layer.
+
+    Attributes
+    ----------
+    levels : tuple of Level
+        The upper layers, from the image upwards.
+    class_tables : Tensor of shape (K, n_classes) or None
+        Probability of each class under each top component, if images have classes.
+    """
+
+    levels: tuple[Level, ...] = ()
+    class_tables: Tensor | None = None
+
+    @property
+    def numbers_per_image(self) -> int:
+        """Numbers that a pass up the tree holds for one image, an upper estimate."""
+        windows = self.pixels.windows
+        n_components = self.levels[0].tables.shape[3] if self.levels else len(self.log_weights)
+        total = 6 * math.prod(windows.input_shape) + 3 * windows.n_windows * n_components
+        cells = windows.n_windows
+        for level in self.levels:
+            # For each cell of a window, log densities, their exponentials and their mixtures.
+            height, width, n_components, _ = level.tables.shape
+            total += 2 * cells * n_components
+            cells = -(-height // level.kernel[0]) * -(-width // level.kernel[1])
+            total += 3 * cells * n_components
+        return total
+
+    def climb(self, x: Tensor, complete: bool = False) -> Climb:
+        """Go up from images; log densities by component are the input of the next layer."""
+        z = self.pixels.log_prob(x, complete)  # (N, K, rows, columns)
+        yield self.names[0], z
+        yield from self._climb_from(z)
+
+    def _climb_from(self, z: Tensor) -> Climb:
+        for name, level in zip(self.names[1:], self.levels, strict=True):
+            z = tables.log_prob(z, level.tables, level.kernel)  # (N, K, rows, columns)
+            yield name, z
+
+    def log_prob(self, x: Tensor, complete: bool = False) -> Tensor:
+        """Log density of images, in their units; missing pixels, NaN, are marginalised, (N,)."""
+        return self.in_units(tables.soft_maximum(self.scores(x, complete)), x, complete)
+
+    def stack_log_prob(self, x: Tensor) -> Tensor:
+        """The log density."""
+        return self.log_prob(x)
+
+    def in_units(self, log_prob: Tensor, x: Tensor, complete: bool = False) -> Tensor:
+        """Log densities (N,) in units of the layers as those in units of the images."""
+        return log_prob - self.pixels.log_volume(x, complete).sum((1, 2))
+
+    def class_probabilities(self, x: Tensor, complete: bool = False) -> Tensor:
+        """Posterior of the classes given images, (N, n_classes)."""
+        assert self.class_tables is not None
+        return self.posterior(x, complete) @ self.class_tables
+
+    def layer_log_weights(self) -> dict[str, Tensor]:
+        """Log marginal probability of the components at each position, (K, rows, columns)."""
+        weights = self._weights_below(self.log_weights.exp()[None, :, None, None])
+        return {name: of_layer[0].log() for name, of_layer in zip(self.names, weights, strict=True)}
+
+    def _weights_below(self, weights: Tensor, lowest: int = 0) -> list[Tensor]:
+        """Weights of the components of each layer, (N, K, rows, columns), given those of the top.
+
+        From the layer of index `lowest` upwards, the given ones last.
+        """
+        found = [weights]
+        for level in reversed(self.levels[lowest:]):
+            found.append(tables.weights_below(found[-1], level.tables, level.kernel))
+        return found[::-1]
+
+    def statistics(self, x: Tensor, complete: bool = False) -> Tensor:
+        """Numbers by which outliers stand out, in nats at the scale of the layers.
+
+        For each layer below the top six: sums over its windows of their log density alone, of that
+        given the posterior of the top components, of its mean over what that predicts, and of the
+        log density under the best component; then the root mean square and the maximum of the best
+        less the predicted. At the end the log density of the image.
+
+        Returns
+        -------
+        Tensor of shape (N, 6 * (L - 1) + 1)
+        """
+        marginal_weights = self._weights_below(self.log_weights.exp()[None, :, None, None])
+        *climbed, (_, whole) = self.climb(x, complete)
+        evidence = whole.flatten(1) + self.log_weights  # (N, K)
+        expected = self._weights_below(evidence.softmax(1)[..., None, None])
+        columns = []
+        # The top has no window of its own.
+        for (_, log_prob), prior, weights in zip(climbed, marginal_weights, expected, strict=False):
+            best = log_prob.amax(1)  # (N, rows, columns)
+            # Weights are positive: no sum below is smaller than that of the best component.
+            likelihood = (log_prob - best[:, None]).exp_()  # (N, K, rows, columns)
+            marginal = (likelihood * prior).sum(1).log()  # (N, rows, columns)
+            shortfall = -(likelihood * weights).sum(1).log()  # (N, rows, columns)
+            columns += [
+                (best + marginal).sum((1, 2)),
+                (best - shortfall).sum((1, 2)),
+                (log_prob * weights).sum((1, 2, 3)),
+                best.sum((1, 2)),
+                shortfall.square().mean((1, 2)).sqrt(),
+                shortfall.amax((1, 2)),
+            ]  # each (N,)
+        return torch.stack([*columns, evidence.logsumexp(1)], 1)
+
+    def shortfalls(self, x: Tensor, complete: bool = False) -> tuple[Tensor, Tensor]:
+        """The column SHORTFALL of the `statistics` of each layer, and the log density.
+
+        At less cost: what a cell's components are expected to show is a mixture, by weights of the
+        components above, of what has been computed on the way up.
+
+        Returns
+        -------
+        shortfalls : Tensor of shape (N, L - 1)
+        log_prob : Tensor of shape (N,)
+        """
+        z = self.pixels.log_prob(x, complete)  # (N, K, rows, columns)
+        climbed = []
+        for level in self.levels:
+            z, mixtures = tables.mix(z, level.tables, level.kernel)
+            climbed.append(mixtures)
+        evidence = z.flatten(1) + self.log_weights  # (N, K)
+        weights = self._weights_below(evidence.softmax(1)[..., None, None], lowest=1)
+        columns = []
+        for level, mixtures, above in zip(self.levels, climbed, weights, strict=True):
+            size = (level.tables.shape[0], level.tables.shape[1])
+            shortfall = tables.shortfalls(mixtures, above, size, level.kernel)  # (N, H, W)
+            columns.append(shortfall.square().mean((1, 2)).sqrt())
+        return torch.stack(columns, 1), evidence.logsumexp(1)
+
+    def responsibilities(
+        self, x: Tensor, names: Sequence[str], complete: bool = False
+    ) -> list[Tensor]:
+        """Posteriors of the components of mixture layers, each (N, K, rows, columns)."""
+        with torch.no_grad():
+            z = self.pixels.log_prob(x, complete)  # (N, K, rows, columns)
+        with torch.enable_grad():
+            z.requires_grad_()
+            by_name = {self.names[0]: z, **dict(self._climb_from(z))}
+            whole = by_name[self.names[-1]].flatten(1)  # (N, K)
+            value = tables.check_finite((whole + self.log_weights).logsumexp(1)).sum()
+            # The posterior is the derivative of the log density by what it weighs.
+            return list(torch.autograd.grad(value, [by_name[name] for name in names]))
+
+    def component_means(self) -> Tensor:
+        """Mean image of each top component, (K, C, H, W)."""
+        each = torch.eye(
+            len(self.log_weights), device=self.log_weights.device, dtype=self.log_weights.dtype
+        )  # (K, K)
+        return self.pixels.mean(self._weights_below(each[..., None, None])[0])
+
+    def impute_mean(self, x: Tensor) -> Tensor:
+        """Images with each missing pixel at its mean given the observed ones, (N, C, H, W)."""
+        (first,) = self.responsibilities(x, self.names[:1])  # (N, K, rows, columns)
+        return torch.where(x.isnan(), self.pixels.mean(first), x)
+
+    def impute_sample(self, x: Tensor, generation: Generation) -> Tensor:
+        """Images with missing pixels drawn given the observed ones, (N, C, H, W)."""
+        return torch.where(x.isnan(), self.variants(x, self.names[0], generation), x)
+
+    def variants(self, x: Tensor, name: str, generation: Generation) -> Tensor:
+        """Images drawn given what images show to the components of a layer.
+
+        The components of that layer and of those above are drawn from their posterior; what is
+        below them is drawn as if there were no images.
+        """
+        *evidence, whole = [log_prob for _, log_prob in self.climb(x)]
+        posterior = tables.posterior(whole.flatten(1) + self.log_weights)  # (N, K)
+        kept = tables.keep_largest(posterior, generation.top_s)
+        components = tables.sample(kept, generation.generator)  # (N,)
+        level = self.names.index(name)
+        known = [torch.zeros_like(z) for z in evidence[:level]] + evidence[level:]
+        return self._descend(components, known, generation)
+
+    def sample(self, components: Tensor, generation: Generation) -> Tensor:
+        """Images drawn from top components."""
+        nothing = self.log_weights.new_zeros(())
+        known = []
+        for level in self.levels:
+            height, width, _, n_below = level.tables.shape
+            known.append(nothing.expand(len(components), n_below, height, width))
+        return self._descend(components, known, generation)
+
+    def _descend(
+        self, components: Tensor, evidence: list[Tensor], generation: Generation
+    ) -> Tensor:
+        """Images drawn from top components (N,), given what is known below each component."""
+        z = components[:, None, None]  # (N, 1, 1)
+        for level, known in zip(reversed(self.levels), reversed(evidence), strict=True):
+            z = tables.sample_below(
+                z, level.tables, level.kernel, known, generation.top_s, generation.generator
+            )  # (N, H, W)
+        return self.pixels.sample(z, generation.temperature, generation.generator)
+
+    def _volume_of_windows(self, x: Tensor, name: str, log_prob: Tensor) -> Tensor:
+        return self.pixels.log_volume(x).sum((1, 2)) / math.prod(log_prob.shape[2:])

@@ -1,0 +1,235 @@
+"""Who watches a training: the progress bar, scikit-learn's callbacks, and the checkpoint."""
+
+import copy
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from numpy.random import RandomState
+from torch import nn
+from tqdm import tqdm
+
+from skdcgmm import files
+from skdcgmm.model.stack import BaseStack
+from skdcgmm.model.tree import n_active
+from skdcgmm.training import HistoryRow, Objective, Standing, ranks
+
+try:
+    from sklearn.callback import CallbackSupportMixin as CallbackSupportMixin
+    from sklearn.callback import with_callbacks as _with_callbacks
+except ImportError:  # scikit-learn before 1.9
+
+    class CallbackSupportMixin:  # type: ignore[no-redef]
+        """No callbacks."""
+
+    def _with_callbacks(method: Any) -> Any:
+        return method
+
+
+HAS_CALLBACKS = hasattr(CallbackSupportMixin, "set_callbacks")
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def with_callbacks(method: Method) -> Method:
+    """Let callbacks clean up after a method, where scikit-learn has callbacks."""
+    decorated: Method = _with_callbacks(method)
+    return decorated
+
+
+class Report:
+    """Tells a progress bar and the callbacks of an estimator how its training is getting on.
+
+    Parameters
+    ----------
+    estimator : BaseDCGMM
+    stack : BaseStack
+        That is trained.
+    shown : dict or None
+        What the callbacks are to see as the training data; None calls none.
+    fitted : callable
+        From the history, and the numbers of the images held out, to the attributes of an estimator
+        as if training ended now.
+    """
+
+    def __init__(
+        self,
+        estimator: Any,
+        stack: BaseStack,
+        shown: dict[str, Any] | None,
+        fitted: Callable[[list[HistoryRow], Any], dict[str, Any]],
+    ) -> None:
+        self._estimator, self._stack, self._fitted = estimator, stack, fitted
+        self._shown = {"estimator": estimator, **(shown or {})}
+        self._with_callbacks = shown is not None and HAS_CALLBACKS
+        self._bar = tqdm(disable=True)
+        self._history: list[HistoryRow] = []
+        self._held_out: Any = None
+        self._context: Any = None
+        self._epoch: Any = None
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        self._bar.close()
+
+    def start(self, n_epochs: int, history: list[HistoryRow], held_out: Any) -> None:
+        """The training is to have so many epochs; those in the history are done."""
+        self._history, self._held_out = list(history), held_out
+        name = type(self._estimator).__name__
+        self._bar = tqdm(
+            desc=name, total=n_epochs, initial=len(history), unit="epoch",
+            disable=not self._estimator.verbose,
+        )  # fmt: skip
+        if self._with_callbacks:
+            self._context = self._estimator._init_callback_context(
+                max_subtasks=n_epochs - len(history)
+            )
+            self._context.call_on_fit_task_begin(**self._shown)
+
+    def begin_epoch(self) -> None:
+        """An epoch begins."""
+        if self._with_callbacks:
+            self._epoch = self._context.subcontext(task_name="epoch")
+            self._epoch.call_on_fit_task_begin(**self._shown)
+
+    def end_epoch(self, row: HistoryRow) -> bool:
+        """An epoch is done; whether a callback says that training is to end."""
+        self._history.append(row)
+        if not self._bar.disable:
+            figures = {"log-likelihood": f"{row['loss']:.4g}"}
+            if "validation_loss" in row:
+                figures["held out"] = f"{row['validation_loss']:.4g}"
+            logits = self._stack.weight_logits(self._stack.top.name)
+            assert logits is not None
+            active = n_active(logits.detach().softmax(0))
+            figures["active"] = f"{active:.0f}/{self._stack.top.n_components}"
+            self._bar.set_postfix(figures, refresh=False)
+            self._bar.update()
+        if not self._with_callbacks:
+            return False
+        stop = self._epoch.call_on_fit_task_end(
+            **self._shown,
+            reconstruction_attributes=lambda: self._fitted(self._history, self._held_out),
+        )
+        return any(ranks.gather(bool(stop)))
+
+    def end(self) -> None:
+        """The estimator is fitted."""
+        if self._with_callbacks:
+            self._context.call_on_fit_task_end(**self._shown, reconstruction_attributes=dict)
+
+
+class Checkpoint:
+    """A file of what a training has reached, written from time to time, to go on from.
+
+    Of several processes the first one writes the file, and tells the others what it has read.
+
+    Parameters
+    ----------
+    path : str or path-like, or None
+        None keeps nothing.
+    minutes : float
+        Time between two writings.
+    parameters : dict of str to str
+        Of the training; a file of another one is refused.
+    rng : RandomState
+        At the start of the training.
+    classes : dict of str to type
+        Of objects in the file, other than plain values and arrays.
+
+    Attributes
+    ----------
+    rng : RandomState
+        As at the start of the earlier training that goes on, or as given.
+
+    Raises
+    ------
+    ValueError
+        If the file cannot be read, or is of a training with other parameters.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        minutes: float = 0.0,
+        parameters: dict[str, str] | None = None,
+        *,
+        rng: RandomState,
+        classes: dict[str, type] | None = None,
+    ) -> None:
+        self._path = None if path is None else Path(os.path.realpath(path))
+        self._seconds, self._classes = 60 * minutes, classes or {}
+        self._written = time.monotonic()
+        self._saved: dict[str, Any] | None = ranks.of_first(self._load())
+        if self._saved is not None:
+            for name, value in (parameters or {}).items():
+                self._check(name, self._saved["parameters"].get(name), value)
+            rng = self._saved["start"]
+        self.rng = rng
+        self._origin: dict[str, Any] = {"parameters": parameters, "start": copy.deepcopy(rng)}
+        self._epoch = copy.deepcopy(rng)
+
+    def _load(self) -> dict[str, Any] | None:
+        if self._path is None or not self._path.exists():
+            return None
+        try:
+            return files.read(self._path, "checkpoint", self._classes)
+        except ValueError as error:
+            raise ValueError(
+                f"checkpoint={str(self._path)!r} cannot be read ({error}). Delete the file, or "
+                "give another path."
+            ) from error
+
+    def _check(self, name: str, found: Any, expected: Any) -> None:
+        if found != expected:
+            raise ValueError(
+                f"checkpoint={str(self._path)!r} is of another training: its {name} is {found}, "
+                f"not {expected}. Delete the file, or give another path."
+            )
+
+    def check_images(self, images: str) -> None:
+        """Compare what tells the images of this training with those of the earlier one.
+
+        Raises
+        ------
+        ValueError
+            If they differ.
+        """
+        self._origin["images"] = images
+        if self._saved is not None:
+            self._check("X", self._saved["images"], images)
+
+    def restore(self, stack: nn.Module, rng: RandomState) -> tuple[Any, Standing] | None:
+        """Put a stack and a generator where the earlier training left them; and its progress."""
+        if self._saved is None:
+            return None
+        stack.load_state_dict(files.tensors_of(self._saved["stack"]))
+        rng.set_state(self._saved["epoch"].get_state(legacy=False))
+        standing: Standing = files.tensors_of(self._saved["standing"])
+        best = [value.to(next(stack.parameters())) for value in standing.best_parameters]
+        return files.tensors_of(self._saved["progress"]), standing._replace(best_parameters=best)
+
+    def start_epoch(self, rng: RandomState) -> None:
+        """Note how the order of the images is drawn."""
+        self._epoch = copy.deepcopy(rng)
+
+    def note(self, stack: nn.Module, objective: Objective, standing: Standing) -> None:
+        """Write what the training has reached, if it is time."""
+        if self._path is None or time.monotonic() - self._written < self._seconds:
+            return
+        if ranks.rank() == 0:
+            reached = {
+                "stack": dict(stack.state_dict()),
+                "progress": objective.progress,
+                "standing": standing,
+            }
+            state = {**files.arrays_of(reached), **self._origin, "epoch": self._epoch}
+            files.write(self._path, "checkpoint", state, self._classes)
+        self._written = time.monotonic()
+
+    def remove(self) -> None:
+        """Remove the file: the training is done."""
+        if self._path is not None and ranks.rank() == 0:
+            self._path.unlink(missing_ok=True)

@@ -114,7 +114,8 @@ def read(path: str | os.PathLike[str], kind: str, classes: Classes) -> dict[str,
         ) from error
     if found[0] != FORMAT:
         raise ValueError(f"its format is {found[0]}, and this version reads {FORMAT}")
-    raise ValueError(f"it holds a {found[1]}: call {found[1]}.load")
+    remedy = "give it to fit as checkpoint" if found[1] == "checkpoint" else f"call {found[1]}.load"
+    raise ValueError(f"it holds a {found[1]}: {remedy}")
 
 
 def _encode(value: Any, name: str, arrays: Arrays, names: Mapping[type, str]) -> Any:
@@ -181,7 +182,7 @@ def _decode(value: Any, arrays: Arrays, classes: Classes) -> Any:
 
     match value["type"]:
         case "array":
-            return arrays[value["name"]]
+            return arrays.pop(value["name"])
         case "scalar":
             return _decode(value["value"], arrays, classes)[()]
         case "names":

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from skdcgmm import ConvGMM, DCGMMClassifier, DCGMMEstimator, DCGMMOutlierDetector
-from skdcgmm._images import Images, release
-from skdcgmm._moments import Moments
-from skdcgmm._stream import Stream, _keep
+from skdcgmm.data.images import Images, Moments, release
+from skdcgmm.data.stream import Stream, _keep
+from skdcgmm.model.pixels.gaussian import Gaussian
+from skdcgmm.model.windows import Windows
 
 DEEP = [ConvGMM(10, 4, shared=False), ConvGMM(20)]
 
@@ -149,8 +150,9 @@ def test_batches_are_learnt_from_as_well_as_an_array(digits, source):
     # Another start and another order: another model, but as good a one.
     assert of_batches.score(X) == pytest.approx(of_array.score(X), abs=2)
     assert len(np.unique(of_batches.predict(X))) > 10
-    torch.testing.assert_close(of_batches._network.scale, of_array._network.scale)
-    torch.testing.assert_close(of_batches._network.shift, of_array._network.shift)
+    units = of_batches._stack.pixels, of_array._stack.pixels
+    torch.testing.assert_close(units[0].scale, units[1].scale)
+    torch.testing.assert_close(units[0].shift, units[1].shift)
 
 
 def test_a_pass_for_the_moments_and_one_an_epoch(digits):
@@ -173,7 +175,8 @@ def test_plain_features_and_missing_values_in_batches(digits):
     X = X[:, X[1] > 0]
     est = DCGMMEstimator(4, max_epochs=5, random_state=0).fit(Batches(X))
     of_array = DCGMMEstimator(4, max_epochs=5, random_state=0).fit(X)
-    np.testing.assert_allclose(est._network.scale, of_array._network.scale, rtol=1e-9)
+    scales = est._stack.pixels.scale, of_array._stack.pixels.scale
+    np.testing.assert_allclose(*scales, rtol=1e-9)
     assert est.score_samples(X).dtype == np.float64
 
 
@@ -255,21 +258,27 @@ def test_moments_of_parts_are_those_of_the_whole(sizes, seed, scale):
     X = rng.normal(100, scale, (sum(sizes), 3))
     X[rng.random(X.shape) < 0.3] = np.nan
     parts = np.split(X, np.cumsum(sizes)[:-1])
-    for by_feature in (True, False):
-        total = Moments.none()
-        for part in parts:
-            total = total.add(Moments.of(part, by_feature=by_feature))
-        seen = [X[:, [i]] for i in range(3)] if by_feature else [X]
-        for i, values in enumerate(seen):
-            values = values[~np.isnan(values)]
-            if len(values):
-                place = i if by_feature and total.mean.ndim else ()
-                assert total.mean[place] == pytest.approx(values.mean(), rel=1e-12)
-                assert total.variance[place] == pytest.approx(values.var(), rel=1e-6, abs=1e-18)
-        if by_feature and len(X):
-            pooled, whole = total.pooled(), Moments.of(X, by_feature=False)
-            assert pooled.mean == pytest.approx(whole.mean, rel=1e-12)
-            assert pooled.squares == pytest.approx(whole.squares, rel=1e-9, abs=1e-15)
+    total = Moments.of(X[:0])
+    for part in parts:
+        total = total.add(Moments.of(part))
+    for i, values in enumerate(X.T):
+        values = values[~np.isnan(values)]
+        assert total.n_values[i] == len(values)
+        if len(values):
+            assert total.mean[i] == pytest.approx(values.mean(), rel=1e-12)
+            assert total.variance[i] == pytest.approx(values.var(), rel=1e-6, abs=1e-18)
+    # All pixels of an image share one unit: that of all their values.
+    values = X[~np.isnan(X)]
+    if len(values) > 1:
+        pixels = Gaussian(Windows((1, 1, 3), (1, 3), (1, 3)), 2, (1, 1)).double()
+        count, mean, variance = (
+            torch.from_numpy(of_feature.reshape(1, 1, 3))
+            for of_feature in (total.n_values, total.mean, total.variance)
+        )
+        pixels.set_units(count, mean, variance, None)
+        assert pixels.shift.item() == pytest.approx(values.mean(), rel=1e-12)
+        assert pixels.scale.item() == pytest.approx(np.sqrt(values.var() / 0.1), rel=1e-6)
+        np.testing.assert_allclose(pixels.min_variance, 0.05)  # half of the variance
 
 
 def test_what_is_kept_is_an_even_sample():

@@ -43,12 +43,6 @@ def test_frames_are_arrays_with_names(X, digits, kind, cls):
         named.predict(X)
 
 
-def test_a_linear_readout_of_a_frame_draws_without_a_word_on_names(X, digits):
-    clf = DCGMMClassifier(readout="linear", **IMAGES)
-    images, drawn = clf.fit(FRAMES["pandas"](X), digits[1][:200]).sample(3)
-    np.testing.assert_array_equal(drawn, clf.predict(FRAMES["pandas"](images)))
-
-
 @pytest.mark.parametrize("kind", FRAMES)
 @pytest.mark.parametrize("output", ["default", *FRAMES])
 def test_set_output(X, plain, kind, output):

@@ -8,7 +8,8 @@ from joblib import parallel_config
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV
 
-from skdcgmm import ConvGMM, DCGMMEstimator, _annealing
+from skdcgmm import ConvGMM, DCGMMEstimator
+from skdcgmm.published import objective as annealing
 
 DEEP = [ConvGMM(8, 4, shared=False), ConvGMM(12)]
 
@@ -41,7 +42,7 @@ def test_neighbourhoods_of_a_layerwise_stack_open_and_close_again(digits):
     for fraction in (0, 0.5, 1):
         est.reset_annealing(fraction).partial_fit(digits[0][:50])  # one step
         radii.append(est.history_[-1]["convgmm1__radius"])
-    schedule = _annealing.make_schedule(8, 0.05)
+    schedule = annealing.make_schedule(8, 0.05)
     middle = np.sqrt(schedule.radius * schedule.final_radius)
     np.testing.assert_allclose(radii, [schedule.final_radius, middle, schedule.radius], rtol=0.02)
     for _ in range(6):
@@ -74,17 +75,17 @@ def test_a_fit_ends_its_schedule(digits, objective):
 
 @given(st.integers(1, 400), st.floats(0, 1), st.floats(0, 1))
 def test_reopening_goes_back_along_the_schedule(n_components, fraction, more):
-    schedule = _annealing.make_schedule(n_components, 0.05)
-    start = _annealing.start(schedule)
+    schedule = annealing.make_schedule(n_components, 0.05)
+    start = annealing.start(schedule)
     end = start._replace(radius=schedule.final_radius, rate=schedule.final_rate, first=1.0)
-    states = [_annealing.reopen(schedule, end, f) for f in sorted((0, fraction, more, 1))]
+    states = [annealing.reopen(schedule, end, f) for f in sorted((0, fraction, more, 1))]
     assert states[0].radius == pytest.approx(schedule.final_radius)
     assert states[-1].radius == pytest.approx(schedule.radius)
     assert [s.radius for s in states] == sorted(s.radius for s in states)
     assert [s.rate for s in states] == sorted(s.rate for s in states)
     assert all(s == end or s.first is None for s in states)
     # What has not got as far stays where it is.
-    assert _annealing.reopen(schedule, start, 0.99 * fraction) == start
+    assert annealing.reopen(schedule, start, 0.99 * fraction) == start
 
 
 def test_what_cannot_be_reopened(digits):

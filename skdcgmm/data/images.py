@@ -218,7 +218,7 @@ class Images:
         validation_fraction: float | None,
         like: Tensor,
         label_weight: float = 1.0,
-        total: Callable[[int], int] = int,
+        total: Callable[[Any], Any] = lambda value: value,
     ) -> Epochs:
         """Epochs in random order, but for some images held out.
 
@@ -244,7 +244,8 @@ class Images:
         held_out, kept = order[:n_held_out], order[n_held_out:]
         images = self
         if self.weight is not None:
-            images = replace(self, weight=self.weight / self.weight[kept].mean())
+            mean = total(self.weight[kept].sum()) / total(len(kept))
+            images = replace(self, weight=self.weight / mean)
 
         def batches(index: IntArray, n_batches: int) -> Iterator[Batch]:
             # Of equal size, so that the last few images weigh no more than others.

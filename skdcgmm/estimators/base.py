@@ -476,7 +476,7 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
         try:
             state = files.read(path, cls.__name__, _CLASSES)
             parameters = set(cls._get_param_names())
-            missing = parameters - set(state)
+            missing = (parameters | {"_stack"}) - set(state)
             odd = [n for n in set(state) - parameters if n.startswith("__") or hasattr(cls, n)]
             if missing or odd:
                 raise ValueError(f"it lacks {sorted(missing)} and has {sorted(odd)}")

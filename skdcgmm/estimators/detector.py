@@ -258,7 +258,9 @@ class DCGMMOutlierDetector(NamedLayers, OutlierMixin, BaseDCGMM):
         self._resolved_method(stack)
 
     def _finish(self, data: Data, held_out: IntArray | None, rng: RandomState) -> None:
-        rng = ranks.of_first(check_random_state(self.random_state))
+        # A number draws as in `calibrate`; a generator goes on, also after a stop.
+        seed = self.random_state if isinstance(self.random_state, int | np.integer) else rng
+        rng = ranks.of_first(check_random_state(seed))
         if held_out is None or min(ranks.gather(len(held_out))) < 2:
             self._calibrate(data.sample(N_CALIBRATION, rng), rng, seen=True)
         else:

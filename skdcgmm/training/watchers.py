@@ -169,7 +169,7 @@ class Checkpoint:
             rng = self._saved["start"]
         self.rng = rng
         self._origin: dict[str, Any] = {"parameters": parameters, "start": copy.deepcopy(rng)}
-        self._epoch = copy.deepcopy(rng)
+        self._epoch: list[RandomState] = []
 
     def _load(self) -> dict[str, Any] | None:
         if self._path is None or not self._path.exists():
@@ -206,14 +206,15 @@ class Checkpoint:
         if self._saved is None:
             return None
         stack.load_state_dict(files.tensors_of(self._saved["stack"]))
-        rng.set_state(self._saved["epoch"].get_state(legacy=False))
+        rng.set_state(self._saved["epoch"][ranks.rank()].get_state(legacy=False))
         standing: Standing = files.tensors_of(self._saved["standing"])
         best = [value.to(next(stack.parameters())) for value in standing.best_parameters]
         return files.tensors_of(self._saved["progress"]), standing._replace(best_parameters=best)
 
     def start_epoch(self, rng: RandomState) -> None:
         """Note how the order of the images is drawn."""
-        self._epoch = copy.deepcopy(rng)
+        if self._path is not None:
+            self._epoch = ranks.gather(copy.deepcopy(rng))
 
     def note(self, stack: nn.Module, objective: Objective, standing: Standing) -> None:
         """Write what the training has reached, if it is time."""

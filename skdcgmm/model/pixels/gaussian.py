@@ -245,7 +245,8 @@ class Gaussian(Pixels):
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
-        self.least_variance = float(self.min_variance.min())
+        if not self.min_variance.is_meta:  # else it is of another shape, or missing
+            self.least_variance = float(self.min_variance.min())
 
     @torch.no_grad()
     def set_variances(self, variances: Tensor) -> None:

@@ -69,16 +69,20 @@ def detector(image_shape, seed, **parameters):
     return DCGMMOutlierDetector(image_shape=image_shape, random_state=seed, **parameters)
 
 
-def deep(n_components, image_shape, seed, **parameters):
+def deep(n_clusters, image_shape, seed, **parameters):
     return DCGMMEstimator(
-        n_components, image_shape=image_shape, reg_covar=REG_COVAR, random_state=seed, **parameters
+        n_clusters, image_shape=image_shape, reg_covar=REG_COVAR, random_state=seed, **parameters
     )
 
 
-def published(layers, n_components, image_shape, seed, **parameters):
+def flat(n_components, image_shape, seed, **parameters):
+    return deep(None, image_shape, seed, layers=[ConvGMM(n_components)], **parameters)
+
+
+def published(below, n_components, image_shape, seed, **parameters):
+    """A published stack, of which `below` are the layers under its top."""
     return DCGMMEstimator(
-        n_components,
-        layers=layers,
+        layers=[*below, ConvGMM(n_components)],
         objective="layerwise",
         score_method="layer",
         image_shape=image_shape,
@@ -140,15 +144,17 @@ def full_after_pca(n_components, image_shape, seed):
     return make_pipeline(PCA(PCA_COMPONENTS, random_state=seed), mixture)
 
 
-# The lower layer has a mixture at each position, as in the authors' experiments.
-UNSHARED_B = [ConvGMM(49, 8, 2, shared=False), ConvGMM(49)]
-
+# By name, with a number of top components to be given; as published it is 49.
+PUBLISHED = {
+    "published a": partial(published, []),
+    "published b": partial(published, [ConvGMM(49, 8, 2)]),
+    # The lower layer has a mixture at each position, as in the authors' experiments.
+    "published b, unshared": partial(published, [ConvGMM(49, 8, 2, shared=False)]),
+    "published e": partial(published, [ConvGMM(25, 3, 1), ConvGMM(25, 4, 2)]),
+}
 OUTLIERS = {
     "DCGMM": detector,
-    "published a": partial(published, "dcgmm-a", None),
-    "published b": partial(published, "dcgmm-b", None),
-    "published b, unshared": partial(published, UNSHARED_B, None),
-    "published e": partial(published, "dcgmm-e", None),
+    **{name: partial(make, 49) for name, make in PUBLISHED.items()},
     "GaussianMixture diag 49": partial(diagonal, 49),
     "GaussianMixture diag 400": partial(diagonal, 400),
     "GaussianMixture full 10 after PCA": partial(full_after_pca, 10),
@@ -160,17 +166,14 @@ OUTLIERS = {
 }
 CLUSTERING = {
     "DCGMM": deep,
-    "published a": partial(published, "dcgmm-a"),
-    "published b": partial(published, "dcgmm-b"),
-    "published b, unshared": partial(published, UNSHARED_B),
-    "published e": partial(published, "dcgmm-e"),
+    **PUBLISHED,
     "GaussianMixture diag": diagonal,
     "KMeans": lambda k, image_shape, seed: KMeans(k, random_state=seed),
     "MiniBatchKMeans": lambda k, image_shape, seed: MiniBatchKMeans(k, random_state=seed),
 }
 GENERATIVE = {
     "DCGMM": partial(deep, None),
-    "published b": partial(published, "dcgmm-b", None),
+    "published b": partial(PUBLISHED["published b"], 49),
     "GaussianMixture diag 49": partial(diagonal, 49),
     "GaussianMixture diag 400": partial(diagonal, 400),
     "GaussianMixture full 10 after PCA": partial(full_after_pca, 10),
@@ -178,14 +181,13 @@ GENERATIVE = {
 }
 DENSITY = {
     "DCGMM": partial(deep, None),
-    "flat DCGMM 49": partial(deep, 49, layers="dcgmm-a"),
-    "flat DCGMM 400": partial(deep, 400, layers="dcgmm-a"),
+    "flat DCGMM 49": partial(flat, 49),
+    "flat DCGMM 400": partial(flat, 400),
     "GaussianMixture diag 49": partial(diagonal, 49),
     "GaussianMixture diag 400": partial(diagonal, 400),
 }
 CLASSIFICATION = {
     "DCGMM": classifier,
-    "DCGMM, linear readout": partial(classifier, readout="linear"),
     "LogisticRegression": lambda image_shape, seed: LogisticRegression(max_iter=1000),
     "SelfTrainingClassifier": lambda image_shape, seed: SelfTrainingClassifier(
         LogisticRegression(max_iter=1000)

@@ -15,7 +15,7 @@ TABLES = {
         None,
         ["nmi", "ari", "accuracy", "purity", "davies_bouldin", "dunn", "used"],
     ),
-    "sampling": (["how"], None, ["frechet", "precision", "recall", "accuracy", "sharpen_ms"]),
+    "sampling": (["how"], None, ["frechet", "precision", "recall", "accuracy"]),
     "density": ([], None, ["test_nats", "train_nats"]),
     "imputation": (["hidden"], None, ["mse"]),
     "classification": (

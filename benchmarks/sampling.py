@@ -14,10 +14,6 @@ MODELS = {IMAGES: None, **models.GENERATIVE}
 N_SAMPLES = 10_000
 # More than the entries of any table.
 ALL = 10**6
-# Images whose sharpening is timed.
-N_TIMED = 1000
-# Steps of sharpening.
-N_STEPS = 20
 
 
 def tasks(quick):
@@ -44,11 +40,6 @@ def measure(data, model, seed, fit_parameters, by_class):
         samples = draw(est, N_SAMPLES, how, seed)
         sample_s = time.perf_counter() - start
         row = distances(classifier.features(samples), real)
-        if how.endswith("sharpened"):
-            start = time.perf_counter()
-            est.sharpen(samples[:N_TIMED], n_steps=N_STEPS)
-            milliseconds = 1e3 * (time.perf_counter() - start)
-            row["sharpen_ms"] = round(milliseconds / (N_TIMED * N_STEPS), 3)
         yield {"how": how, **row, "fit_s": round(fit_s, 2), "score_s": round(sample_s, 2)}
 
 
@@ -83,7 +74,7 @@ def taught_by_samples(data, model, seed, fit_parameters):
 def ways(est):
     """The ways to draw from a model: pixel noise, or means; all paths, or the likeliest."""
     if isinstance(est, DCGMMEstimator) and est.objective == "joint":
-        return ["draws", "means, all paths", "means", "means, sharpened"]
+        return ["draws", "means, all paths", "means"]
     return ["draws"] if isinstance(est, Pipeline) else ["draws", "means"]
 
 
@@ -94,7 +85,6 @@ def draw(est, n_samples, how, seed):
             n_samples,
             temperature=temperature,
             top_s=ALL if "all paths" in how else None,
-            sharpening_steps=N_STEPS if "sharpened" in how else 0,
             random_state=seed,
         )[0]
     mixture = est[-1] if isinstance(est, Pipeline) else est

@@ -7,18 +7,19 @@ JSON lines for stacks of 28 x 28 images; times are medians over the repeats, in 
 - `step`: of the joint or of the layer-wise objective, the latter while it anneals and after;
 - `products`: the bare matrix products of its scores and their gradients, of the same shapes. The
   average over neighbours while a layer anneals is not among them;
-- `score`: what prediction takes for as many images;
+- `score`: what prediction takes for as many images, once the density is made;
 - `materialised`, for the layer-wise objective: the same gradients through the
   N x H x W x K x D tensor of differences.
 
 They take turns within each repeat. Every row is measured in a process of its own, of which
 `step_mib` is what its first steps add to the peak memory; all that was there before, libraries,
-network and images among it, does not count.
+stack and images among it, does not count.
 """
 
 import argparse
 import functools
 import json
+import math
 import multiprocessing
 import platform
 import resource
@@ -29,15 +30,14 @@ from concurrent.futures import ProcessPoolExecutor
 import torch
 
 from skdcgmm import ConvGMM
-from skdcgmm._batch import Batch
-from skdcgmm._build import build
-from skdcgmm._composition import name_layers
-from skdcgmm._joint import Joint
-from skdcgmm._layerwise import Layerwise
-from skdcgmm._presets import PRESETS, auto, preset
-from skdcgmm._training import keep_memory
-from skdcgmm._windows import unfold
-from skdcgmm.layers import CategoricalEmission, MixtureLayer
+from skdcgmm.data import Batch
+from skdcgmm.model.specs import auto, lay_out, name_layers
+from skdcgmm.model.stack import Stack, Tables
+from skdcgmm.published import PRESETS, preset
+from skdcgmm.published.objective import Layerwise
+from skdcgmm.published.stack import LayerwiseStack, _pool
+from skdcgmm.training import _keep_memory
+from skdcgmm.training.joint import Joint
 
 IMAGE_SHAPE = (1, 28, 28)
 LAYERWISE = {
@@ -61,14 +61,14 @@ MEMORY_STEPS = 3
 SECONDS = 0.3  # of one timing, at least
 
 
-def joint_step(network, x):
-    objective, batch = Joint(network, N_LONG), Batch(x, complete=True)
+def joint_step(stack, x):
+    objective, batch = Joint(stack, N_LONG), Batch(x, complete=True)
     return lambda: objective.step(batch)
 
 
-def layerwise_step(network, x, annealed):
+def layerwise_step(stack, x, annealed):
     """All layers learn from the first step on."""
-    objective, batch = Layerwise(network, N_LONG), Batch(x, complete=True)
+    objective, batch = Layerwise(stack, N_LONG), Batch(x, complete=True)
     for training in objective._trainings.values():
         training.first_step = 0
         if annealed:
@@ -77,22 +77,22 @@ def layerwise_step(network, x, annealed):
     return lambda: objective.step(batch)
 
 
-def bare_products(network, x):
+def bare_products(stack, x):
     """The products of scores and of their gradients, on ready operands."""
     operands = []
-    for layer in network.mixtures.values():
-        if isinstance(layer.emission, CategoricalEmission):
-            n_above, n_below = layer.emission.logits.shape[-2:]
-            n_cells = layer.input_shape[1] * layer.input_shape[2]
-            shape, rows = (n_cells, n_above, n_below), len(x)
+    for name, layer in stack.mixtures.items():
+        emission = stack.emission(name)
+        learns_inputs = isinstance(emission, Tables)
+        if learns_inputs:
+            n_above, n_below = emission.logits.shape[-2:]
+            shape, rows = (math.prod(emission.size), n_above, n_below), len(x)
         else:
-            n_mixtures, n_components, n_values = layer.emission.means.shape
+            n_mixtures, n_components, n_values = emission.means.shape
             shape = n_mixtures, n_components, 2 * n_values  # of (x, x^2)
-            rows = len(x) * layer.output_shape[1] * layer.output_shape[2] // n_mixtures
+            rows = len(x) * layer.windows.n_windows // n_mixtures
         parameters = torch.rand(shape, device=x.device)
         inputs = torch.rand(shape[0], rows, shape[2], device=x.device)
         gradient = torch.rand(shape[0], rows, shape[1], device=x.device)
-        learns_inputs = isinstance(layer.emission, CategoricalEmission)
         operands.append((inputs, parameters, gradient, learns_inputs))
 
     def run():
@@ -105,56 +105,63 @@ def bare_products(network, x):
     return run
 
 
-def materialised(network, x):
+def materialised(stack, x):
     """Gradients of the maximum scores through explicit differences of every window and mean."""
 
     def run():
-        z = network.normalise(x)
-        for _, layer in network.named_layers():
-            if not isinstance(layer, MixtureLayer):
-                z = layer(z)
+        z = x
+        for layer in stack.layers:
+            if not layer.is_mixture:
+                z = _pool(z, layer.windows)
                 continue
-            patches = unfold(z, layer.kernel, layer.stride)[:, :, None]  # (P, N, 1, D)
-            roots = layer.emission.root_precisions[:, None]  # (P or 1, 1, K, D)
-            whitened = (patches - layer.emission.means[:, None]) * roots  # (P, N, K, D)
+            emission = stack.emission(layer.name)
+            patches = layer.windows.unfold(z)[:, :, None]  # (P, N, 1, D)
+            roots = emission.root_precisions[:, None]  # (P or 1, 1, K, D)
+            whitened = (patches - emission.means[:, None]) * roots  # (P, N, K, D)
             scores = (roots.log() - whitened.square() / 2).sum(3)  # (P, N, K)
             scores.amax(2).mean().backward()
-            scores = scores.detach().permute(1, 2, 0).unflatten(2, layer.output_shape[1:])
+            scores = scores.detach().permute(1, 2, 0).unflatten(2, layer.windows.grid)
             z = scores.softmax(1)
 
     return run
 
 
-def score(network, x):
+def score(stack, x):
+    with torch.no_grad():
+        density = stack()
+
     def run():
         with torch.no_grad():
-            network.scores(x)
+            density.scores(x)
 
     return run
 
 
-def measure(objective, stack, annealed, options):
+def measure(objective, name, annealed, options):
     """One row, as a dictionary."""
     joint = objective == "joint"
-    make, batch_size = JOINT[stack] if joint else (LAYERWISE[stack], LAYERWISE_BATCH_SIZE)
-    network = build(name_layers(make()), IMAGE_SHAPE, joint=joint)
+    make, batch_size = JOINT[name] if joint else (LAYERWISE[name], LAYERWISE_BATCH_SIZE)
+    layers = lay_out(name_layers(make()), IMAGE_SHAPE, tiling=joint)
+    stack = Stack(layers) if joint else LayerwiseStack(layers)
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(max(batch_size, 500), *IMAGE_SHAPE, generator=generator)
-    network.first.gaussian.set_min_variance(torch.tensor(0.05))
-    network.initialise(x, generator)
-    network.to(options.device)
+    # Images of a variance that leaves their units as they are.
+    each = torch.ones(IMAGE_SHAPE)
+    stack.pixels.set_units(each, 0 * each, 0.1 * each, 0.05)
+    stack.start(x, generator)
+    stack.to(options.device)
     x = x[:batch_size].to(options.device)
-    step = joint_step(network, x) if joint else layerwise_step(network, x, annealed)
-    keep_memory()
+    step = joint_step(stack, x) if joint else layerwise_step(stack, x, annealed)
+    _keep_memory()
     before = peak_mib()
     for _ in range(MEMORY_STEPS):
         step()
     memory = {"step_mib": round(peak_mib() - before, 1)}
-    row = {"objective": objective, "stack": stack, "batch_size": batch_size}
+    row = {"objective": objective, "stack": name, "batch_size": batch_size}
     row |= {} if joint else {"annealed": annealed}
-    routes = {"step": step, "products": bare_products(network, x), "score": score(network, x)}
+    routes = {"step": step, "products": bare_products(stack, x), "score": score(stack, x)}
     if not joint and not options.skip_materialised:
-        routes["materialised"] = materialised(network, x)
+        routes["materialised"] = materialised(stack, x)
     times = medians(routes, options.repeats, x.device)
     row |= {f"{name}_ms": round(t, 2) for name, t in times.items()} | memory
     row["step_per_products"] = round(times["step"] / times["products"], 2)

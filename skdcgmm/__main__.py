@@ -1,7 +1,5 @@
 """The demo: a deep stack beside scikit-learn's flat mixture, on the same images."""
 
-from __future__ import annotations
-
 import argparse
 import time
 from typing import Any

@@ -4,8 +4,6 @@ Displays are as scikit-learn's: `from_estimator` computes and draws, `plot` draw
 axes or another style, and `ax_` and `figure_` are where.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Sequence

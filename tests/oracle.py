@@ -61,19 +61,19 @@ def pooled(x, kernel, stride):
 def stack_scores(estimator, x):
     """Window scores of every mixture layer of a fitted estimator, by name."""
     scores = {}
-    for name, layer in estimator._network.named_layers():
+    for name, _, windows in estimator._stack.layers:
         if name in estimator.means_:
             scores[name] = window_scores(
                 x,
                 *(np.float64(p[name]) for p in (
                     estimator.weights_, estimator.means_, estimator.covariances_
                 )),
-                layer.kernel,
-                layer.stride,
+                windows.kernel,
+                windows.stride,
             )  # fmt: skip
             x = softmax(scores[name], axis=-1)
         else:
-            x = pooled(x, layer.kernel, layer.stride)
+            x = pooled(x, windows.kernel, windows.stride)
     return scores
 
 
@@ -102,14 +102,14 @@ def tree_layers(estimator):
     Tables are a function of a window's position and a cell's place in it.
     """
     pool, found = (1, 1), []
-    for name, layer in estimator._network.named_layers():
+    for name, _, windows in estimator._stack.layers:
         if name not in estimator.means_:
-            pool = (pool[0] * layer.kernel[0], pool[1] * layer.kernel[1])
+            pool = (pool[0] * windows.kernel[0], pool[1] * windows.kernel[1])
             continue
         means = estimator.means_[name].astype(np.float64)
         if means.ndim == 2:
-            means = np.broadcast_to(means, (*layer.output_shape[1:], *means.shape))
-        found.append((name, layer.kernel, pool, means))
+            means = np.broadcast_to(means, (*windows.grid, *means.shape))
+        found.append((name, windows.kernel, pool, means))
         pool = (1, 1)
     return found
 

@@ -7,20 +7,21 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skdcgmm import _annealing
-from skdcgmm._annealing import Schedule, ScheduleState
+from skdcgmm.published import objective
+from skdcgmm.published.objective import Schedule, ScheduleState
+from skdcgmm.training.joint import one_cycle
 
 
 @given(st.integers(1, 200))
 def test_grid_holds_all_components_in_the_squarest_shape(n_components):
-    a, b = _annealing.grid_shape(n_components)
+    a, b = objective.grid_shape(n_components)
     assert a * b == n_components
     assert a <= b
     assert not any(n_components % c == 0 for c in range(a + 1, math.isqrt(n_components) + 1))
 
 
 def test_grid_is_periodic():
-    distances = _annealing.grid_distances(49)
+    distances = objective.grid_distances(49)
     assert distances[0, 6] == 1  # the last of the first row is beside the first
     assert distances[0, 42] == 1  # and so is the first of the last row
     assert distances[0, 24] == 18  # the middle is three steps away in both directions
@@ -29,17 +30,17 @@ def test_grid_is_periodic():
 
 @given(st.integers(1, 50), st.floats(0.01, 10))
 def test_neighbourhood_is_a_gaussian_with_rows_that_sum_to_one(n_components, radius):
-    distances = _annealing.grid_distances(n_components).double()
-    weights = _annealing.neighbourhood(distances, radius)
+    distances = objective.grid_distances(n_components).double()
+    weights = objective.neighbourhood(distances, radius)
     expected = np.exp(-distances.numpy() / (2 * radius**2))
     np.testing.assert_allclose(weights, expected / expected.sum(1, keepdims=True), atol=1e-12)
 
 
 def test_annealed_max_equals_its_definition(rng):
     scores = torch.from_numpy(rng.normal(size=(3, 6, 2, 2)))
-    distances = _annealing.grid_distances(6).double()
-    weights = _annealing.neighbourhood(distances, 0.8)
-    found = _annealing.annealed_max(scores, distances, 0.8)
+    distances = objective.grid_distances(6).double()
+    weights = objective.neighbourhood(distances, 0.8)
+    found = objective.annealed_max(scores, distances, 0.8)
     for n, i, j in np.ndindex(3, 2, 2):
         expected = max(float(weights[k] @ scores[n, :, i, j]) for k in range(6))
         assert found[n, i, j].item() == pytest.approx(expected, rel=1e-12)
@@ -47,34 +48,34 @@ def test_annealed_max_equals_its_definition(rng):
 
 def test_annealed_max_of_a_small_radius_is_the_maximum(rng):
     scores = torch.from_numpy(rng.normal(size=(3, 6, 2, 2)))
-    distances = _annealing.grid_distances(6).double()
+    distances = objective.grid_distances(6).double()
     for radius in (0.11, 0.1, 0.01):  # on both sides of the shortcut
-        found = _annealing.annealed_max(scores, distances, radius)
+        found = objective.annealed_max(scores, distances, radius)
         torch.testing.assert_close(found, scores.amax(1), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("radius", [0.8, 0.01])
 def test_gradients_of_the_annealed_max_are_exact(rng, radius):
     scores = torch.from_numpy(rng.normal(size=(3, 6, 2, 2))).requires_grad_()
-    distances = _annealing.grid_distances(6).double()
+    distances = objective.grid_distances(6).double()
 
     def function(scores):
-        return _annealing.annealed_max(scores, distances, radius)
+        return objective.annealed_max(scores, distances, radius)
 
     assert torch.autograd.gradcheck(function, scores)
 
 
 def test_equal_components_share_the_gradient_of_the_maximum():
     scores = torch.tensor([1.0, 2.0, 2.0, 0.0])[None, :, None, None].requires_grad_()
-    distances = _annealing.grid_distances(4)
-    _annealing.annealed_max(scores, distances, 0.01).sum().backward()
+    distances = objective.grid_distances(4)
+    objective.annealed_max(scores, distances, 0.01).sum().backward()
     assert scores.grad.flatten().tolist() == [0, 0.5, 0.5, 0]
 
 
 def run(losses, schedule, ceiling=math.inf):
-    states = [_annealing.start(schedule)]
+    states = [objective.start(schedule)]
     for loss in losses:
-        states.append(_annealing.update(schedule, states[-1], loss, ceiling))
+        states.append(objective.update(schedule, states[-1], loss, ceiling))
     return states
 
 
@@ -119,14 +120,14 @@ def test_rate_falls_with_the_radius_and_both_stop_at_their_floors():
     states = run([0.0, 100.0] + [100.0] * 60, SCHEDULE)
     assert states[3].rate == 0.01  # 0.011 * 0.9 is below the floor
     assert states[-1].radius == SCHEDULE.final_radius
-    assert _annealing.finished(SCHEDULE, states[-1])
-    finished = [_annealing.finished(SCHEDULE, state) for state in states]
+    assert objective.finished(SCHEDULE, states[-1])
+    finished = [objective.finished(SCHEDULE, state) for state in states]
     assert finished.index(True) == 2 + SCHEDULE.n_reductions
 
 
 @given(st.lists(st.floats(-1e6, 1e6), max_size=50), st.integers(1, 400))
 def test_radius_never_rises_nor_leaves_its_bounds(losses, n_components):
-    schedule = _annealing.make_schedule(n_components, 0.011)
+    schedule = objective.make_schedule(n_components, 0.011)
     assert schedule.radius == pytest.approx(0.25 * math.sqrt(2 * n_components))
     radii = [state.radius for state in run(losses, schedule)]
     assert all(b <= a for a, b in itertools.pairwise(radii))
@@ -137,3 +138,24 @@ def test_ceiling_overrides_a_loss_that_never_stands_still():
     growing = [2.0**i for i in range(10)]
     assert run(growing, SCHEDULE)[-1].radius == 2.0
     assert run(growing, SCHEDULE, ceiling=0.5)[-1].radius == 0.5
+
+
+# --- the rate of the joint objective ------------------------------------------------------------
+
+
+@given(st.floats(0, 3), st.floats(0, 3))
+def test_the_one_cycle_rate_rises_then_falls(a, b):
+    early, late = sorted((a, b))
+    assert 1e-3 <= one_cycle(early) <= 1
+    if late <= 0.1:
+        assert one_cycle(early) <= one_cycle(late)
+    elif early >= 0.1:
+        assert one_cycle(early) >= one_cycle(late)
+
+
+@pytest.mark.parametrize(
+    ("progress", "factor"),
+    [(0.0, 0.04), (0.05, 0.52), (0.1, 1.0), (0.55, (1 + 1e-3) / 2), (1.0, 1e-3), (7.0, 1e-3)],
+)
+def test_the_one_cycle_rate_has_its_known_values(progress, factor):
+    assert one_cycle(progress) == pytest.approx(factor)

@@ -14,11 +14,13 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 
-from skdcgmm import ConvGMM, DCGMMClassifier, DCGMMEstimator, _build, _categorical, _fitting
-from skdcgmm._batch import Batch
-from skdcgmm._composition import name_layers
-from skdcgmm._images import Images
-from skdcgmm._joint import Joint
+from skdcgmm import ConvGMM, DCGMMClassifier, DCGMMEstimator
+from skdcgmm.analysis import spreading
+from skdcgmm.data import Batch, Images
+from skdcgmm.model.specs import lay_out, name_layers
+from skdcgmm.model.stack import Stack
+from skdcgmm.model.tables import FLOOR
+from skdcgmm.training.joint import Joint, log_prob
 from tests import oracle
 from tests.test_joint import TINY, randomised
 
@@ -29,6 +31,14 @@ def classifier(**parameters):
     return DCGMMClassifier(
         **{"layers": STACK, "image_shape": (8, 8), "max_epochs": 30, "random_state": 0} | parameters
     )
+
+
+def stack_of(layers, image_shape, n_classes):
+    """A stack for images in the units of the layers."""
+    stack = Stack(lay_out(name_layers(layers), image_shape, tiling=True), n_classes)
+    one = torch.ones(image_shape, dtype=torch.float64)
+    stack.pixels.set_units(one, 0 * one, 0.1 * one, 0.01)
+    return stack
 
 
 def with_classes(layers, image_shape, seed, n_classes=3):
@@ -43,7 +53,7 @@ def with_classes(layers, image_shape, seed, n_classes=3):
     clf.weights_ = {top: est.weights_[top]}
     logits = rng.normal(size=clf.class_probabilities_.shape)
     with torch.no_grad():
-        clf._network.class_logits.copy_(torch.from_numpy(logits))
+        clf._stack.class_logits.copy_(torch.from_numpy(logits))
     return est, clf, clf.class_probabilities_
 
 
@@ -109,7 +119,7 @@ def test_responsibilities_of_every_layer_equal_enumeration():
         posterior = np.exp(joint - enumeration.log_prob(X)[:, None])  # (images, paths)
         columns = []
         for level, name in enumerate(names[::-1]):
-            n_components = est._network.mixtures[name].n_components
+            n_components = est._stack.mixtures[name].n_components
             chosen = np.array([choices[level] for choices in enumeration.choices])
             for position, k in itertools.product(range(chosen.shape[1]), range(n_components)):
                 columns.append(posterior[:, chosen[:, position] == k].sum(1))
@@ -134,34 +144,37 @@ def test_transform_of_layerwise_stacks_are_responsibilities(digits):
 def test_the_objective_weighs_labels_as_if_all_images_had_one(seed, label_weight, temperature):
     rng = torch.Generator().manual_seed(seed)
     x = torch.randn((6, 1, 2, 2), generator=rng, dtype=torch.float64)
-    network = _build.build(name_layers([ConvGMM(3, 1), ConvGMM(4)]), (1, 2, 2), joint=True)
-    network = network.double()
-    network.initialise(x, rng)
-    network.add_classes(3)
+    stack = stack_of([ConvGMM(3, 1), ConvGMM(4)], (1, 2, 2), 3).double()
+    stack.start(x, rng)
     with torch.no_grad():
-        network.class_logits.normal_(generator=rng)
+        stack.class_logits.normal_(generator=rng)
     y = torch.tensor([0, 1, 2, -1, 0, -1])
-    plain = network.log_prob(x, temperature)
-    found = network.log_prob(x, temperature, y, label_weight)
-    weights = (network.scores(x) / temperature).softmax(1)  # (N, K)
-    tables = network.class_tables
+    tree = stack()
+    plain = log_prob(tree, Batch(x), temperature)
+    found = log_prob(tree, Batch(x, y=y, label_weight=label_weight), temperature)
+    weights = (tree.scores(x) / temperature).softmax(1)  # (N, K)
     for n, label in enumerate(y.tolist()):
         expected = plain[n]
         if label >= 0:
-            share = (weights[n] * tables[:, label] ** (1 / temperature)).sum()
+            share = (weights[n] * tree.class_tables[:, label] ** (1 / temperature)).sum()
             expected = expected + label_weight * temperature * share.log()
         torch.testing.assert_close(found[n], expected)
 
 
-def test_a_label_stands_for_as_many_images():
+def test_a_label_stands_for_as_many_images(digits, monkeypatch):
     images = Images(np.zeros((6, 4)), (1, 2, 2), (4,), y=np.array([0, 1, -1, -1, -1, -1]))
-    assert images.batch(np.arange(3), torch.zeros(())).label_weight == 3
+    assert np.divide(*images.label_mass()) == 3
     weighted = Images(
         np.zeros((3, 4)), (1, 2, 2), (4,), np.array([0.5, 1.0, 1.5]), np.array([-1, 0, -1])
     )
-    assert weighted.batch(np.arange(3), torch.zeros(())).label_weight == 3
-    assert Images(np.zeros((6, 4)), (1, 2, 2), (4,)).batch(np.arange(3), torch.zeros(())) \
-        .label_weight == 1  # fmt: skip
+    assert np.divide(*weighted.label_mass()) == 3
+    assert np.divide(*Images(np.zeros((6, 4)), (1, 2, 2), (4,)).label_mass()) == 1
+    seen, step = [], Joint.step
+    monkeypatch.setattr(spreading, "_MAX_VALUES", 64 * 20)  # labels do not spread
+    monkeypatch.setattr(Joint, "step", lambda self, batch: (seen.append(batch), step(self, batch)))
+    few = np.where(np.arange(60) < 20, digits[1][:60], -1)
+    classifier(max_epochs=1, batch_size=15).fit(digits[0][:60], few)
+    assert [batch.label_weight for batch in seen] == [3] * 4
 
 
 def test_training_learns_the_shares_of_classes():
@@ -170,16 +183,16 @@ def test_training_learns_the_shares_of_classes():
     x = torch.cat([torch.full((100, 1, 1, 1), -1.0), torch.full((100, 1, 1, 1), 1.0)])
     x = x + 0.01 * torch.randn(x.shape, generator=rng)
     y = torch.cat([torch.zeros(100), torch.arange(100) % 4 == 0]).long()
-    network = _build.build(name_layers([ConvGMM(2)]), (1, 1, 1), joint=True)
-    network.initialise(x[[0, 150]], rng)
-    network.add_classes(2)
-    objective = Joint(network, 400)
+    stack = stack_of([ConvGMM(2)], (1, 1, 1), 2)
+    stack.start(x[[0, 150]], rng)
+    objective = Joint(stack, 400)
     for _ in range(400):
         objective.step(Batch(x, None, y))
-    low = network.scores(x).argmax(1)[0]
-    tables = network.class_tables.detach()
-    torch.testing.assert_close(tables[low], torch.tensor([1.0, 0.0]), atol=0.02, rtol=0)
-    torch.testing.assert_close(tables[1 - low], torch.tensor([0.75, 0.25]), atol=0.02, rtol=0)
+    tree = stack()
+    low = tree.scores(x).argmax(1)[0]
+    found = tree.class_tables.detach()
+    torch.testing.assert_close(found[low], torch.tensor([1.0, 0.0]), atol=0.02, rtol=0)
+    torch.testing.assert_close(found[1 - low], torch.tensor([0.75, 0.25]), atol=0.02, rtol=0)
 
 
 def test_it_classifies_from_many_labels_and_from_few(digits, fitted):
@@ -207,28 +220,14 @@ def test_samples_of_a_class_are_of_that_class(digits, fitted):
 
 
 @pytest.mark.parametrize("objective", ["joint", "layerwise"])
-def test_the_linear_readout_is_a_regression_on_responsibilities(digits, objective):
+def test_a_linear_readout_is_a_pipeline(digits, objective):
     X, y = digits
-    clf = classifier(
-        readout="linear", readout_layers=[0, 1], objective=objective, max_epochs=5
-    ).fit(X[:600], y[:600])
     est = DCGMMEstimator(
         layers=STACK, image_shape=(8, 8), objective=objective, max_epochs=5, random_state=0,
         transform_layers=[0, 1],
     )  # fmt: skip
     pipeline = make_pipeline(est, LogisticRegression(max_iter=1000)).fit(X[:600], y[:600])
-    np.testing.assert_allclose(
-        clf.predict_proba(X[600:]), pipeline.predict_proba(X[600:]), atol=1e-5
-    )
-    assert clf.score(X[600:], y[600:]) > 0.7
-    images, drawn = clf.sample(20, random_state=1)
-    np.testing.assert_array_equal(drawn, clf.predict(images))
-    with pytest.raises(ValueError, match="readout='joint'"):
-        clf.sample(y=3)
-    with pytest.raises(AttributeError, match="readout='joint'"):
-        _ = clf.class_probabilities_
-    joint = clf.set_params(readout="joint", objective="joint").fit(X[:600], y[:600])
-    assert joint.class_probabilities_.shape == (20, 10)
+    assert pipeline.score(X[600:], y[600:]) > 0.7
 
 
 def test_names_of_classes_tensors_and_frames(digits, fitted):
@@ -278,38 +277,26 @@ def test_warm_start_goes_on_with_the_same_classes(digits):
 
 
 @pytest.mark.parametrize(
-    ("parameters", "make_y", "error", "message"),
+    ("make_y", "error", "message"),
     [
-        ({}, lambda y: np.full(len(y), -1), ValueError, "y must hold the class of some images"),
-        ({}, lambda y: np.where(y == 0, 1, -1), ValueError, "at least two classes besides -1"),
-        ({}, lambda y: y[:-1], ValueError, "inconsistent numbers of samples"),
-        ({}, lambda _: None, ValueError, "requires y to be passed"),
-        ({}, lambda y: ["a" if v > 4 else -1 for v in y], ValueError, "dtype object"),
-        ({}, lambda y: np.where(y > 4, np.nan, 1.0), ValueError, "Give -1 where"),
-        ({}, lambda y: np.where(y > 4, None, "a"), ValueError, "Give -1 where"),
-        ({}, lambda y: y + 0.5, ValueError, "Unknown label type: continuous"),
-        ({"readout": "other"}, lambda y: y, ValueError, "readout must be one of.*'other'"),
-        ({"objective": "layerwise"}, lambda y: y, ValueError, "readout='joint' needs.*'linear'"),
+        (lambda y: np.full(len(y), -1), ValueError, "y must hold the class of some images"),
+        (lambda y: np.where(y == 0, 1, -1), ValueError, "at least two classes besides -1"),
+        (lambda y: y[:-1], ValueError, "inconsistent numbers of samples"),
+        (lambda _: None, ValueError, "requires y to be passed"),
+        (lambda y: ["a" if v > 4 else -1 for v in y], ValueError, "dtype object"),
+        (lambda y: np.where(y > 4, np.nan, 1.0), ValueError, "Give -1 where"),
+        (lambda y: np.where(y > 4, None, "a"), ValueError, "Give -1 where"),
+        (lambda y: y + 0.5, ValueError, "Unknown label type: continuous"),
         (
-            {"objective": "layerwise", "layers": "dcgmm-a"},
-            lambda y: y,
-            ValueError,
-            "readout='joint' needs.*'layerwise'",
-        ),
-        (
-            {},
             lambda y: np.where(y > 4, y.astype(object), "c1"),
             TypeError,
             r"numbers or names of classes, not both.*\['int', 'str'\]",
         ),
-        ({"readout": "linear", "readout_layers": 7}, lambda y: y, ValueError, "readout_layers"),
-        ({"readout": "linear", "readout_layers": []}, lambda y: y, ValueError, "at least one"),
-        ({"readout": "linear"}, lambda y: y * 0, ValueError, "two classes for readout='linear'"),
     ],
 )
-def test_bad_labels_and_readouts(digits, fitted, parameters, make_y, error, message):
+def test_bad_labels(digits, fitted, make_y, error, message):
     X, y = digits[0][:100], digits[1][:100]
-    clf = pickle.loads(pickle.dumps(fitted)).set_params(**parameters)
+    clf = pickle.loads(pickle.dumps(fitted))
     before = clf.__dict__.copy()
     with pytest.raises(error, match=f"(?s){message}"):
         clf.fit(X, make_y(y))
@@ -327,13 +314,12 @@ def test_weights_choose_what_is_learnt(digits):
 
 
 def test_floors_of_class_tables_keep_every_class_possible(fitted):
-    assert fitted.class_probabilities_.min() >= 0.9 * _categorical.FLOOR / 10
+    assert fitted.class_probabilities_.min() >= 0.9 * FLOOR / 10
 
 
-@pytest.mark.parametrize("readout", ["joint", "linear"])
-def test_a_class_without_weight_is_known_but_not_found(digits, readout):
+def test_a_class_without_weight_is_known_but_not_found(digits):
     X, y = digits[0][:300], digits[1][:300] % 3
-    clf = classifier(max_epochs=10, readout=readout).fit(X, y, sample_weight=y != 1)
+    clf = classifier(max_epochs=10).fit(X, y, sample_weight=y != 1)
     assert clf.classes_.tolist() == [0, 1, 2]
     assert clf.predict_proba(X).shape == (300, 3)
     assert (clf.predict(X)[y != 1] == y[y != 1]).mean() > 0.8
@@ -353,11 +339,11 @@ def test_weights_stay_with_their_images_when_labels_spread(digits):
 
 
 def test_all_labelled_images_take_part_in_spreading(monkeypatch, rng):
-    monkeypatch.setattr("skdcgmm._images._N_SAMPLE", 50)
+    monkeypatch.setattr("skdcgmm.data.images._N_SAMPLE", 50)
     y = np.full(200, -1)
     y[rng.choice(200, 20, replace=False)] = np.arange(20) % 2
     images = Images(rng.normal(size=(200, 2)), (2, 1, 1), (2,), y=y)
-    spread = _fitting.spread_labels(images, np.random.RandomState(0), torch.device("cpu"))
+    spread = spreading.spread_labels(images, np.random.RandomState(0), torch.device("cpu"))
     assert (spread.y >= 0).sum() == 50
     np.testing.assert_array_equal(spread.y[y >= 0], y[y >= 0])
 
@@ -388,7 +374,7 @@ def test_classes_on_a_gpu(digits):
 
 
 def test_a_fit_whose_last_sample_has_no_label_is_a_fit(digits, monkeypatch):
-    monkeypatch.setattr(_fitting, "_MAX_SPREAD_VALUES", 64 * 5)
+    monkeypatch.setattr(spreading, "_MAX_VALUES", 64 * 5)
     X, y = digits[0][:400], np.full(400, -1)
     y[:5] = digits[1][:5]
     clf = DCGMMClassifier(layers=STACK, image_shape=(8, 8), max_epochs=1, batch_size=20)

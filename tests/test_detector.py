@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.base import clone, is_outlier_detector
+from sklearn.exceptions import NotFittedError
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GridSearchCV, PredefinedSplit
 from sklearn.pipeline import make_pipeline
@@ -11,9 +12,13 @@ from sklearn.preprocessing import MinMaxScaler
 from torch.utils.data import DataLoader
 
 from skdcgmm import ConvGMM, DCGMMEstimator, DCGMMOutlierDetector
-from skdcgmm._outliers import Surprise, Typicality, views
+from skdcgmm.analysis.outliers import Surprise, Typicality, views
+from skdcgmm.model.tree import SHORTFALL
 
-METHODS = ["surprise", "typicality", "density", "contrast", "layer"]
+METHODS = ["surprise", "typicality", "density", "layer"]
+# Columns of what the scores of a stack of two layers measure: statistics, log densities of views,
+# and their shortfalls.
+STATISTICS, VIEWS, SHORTFALLS = np.split(np.arange(21), [7, 14])
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +28,11 @@ def fitted(digits):
         image_shape=(8, 8), max_epochs=30, validation_fraction=None, random_state=0
     )
     return detector.fit(X[y != 8])
+
+
+def measured(detector, X):
+    """What the scores of a detector, which has a stack of two layers, are made of."""
+    return detector._measure(detector._check_fitted_images(X), Surprise(2))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -49,15 +59,14 @@ def test_a_class_left_out_is_found(fitted, digits):
 def test_statistics_are_sums_over_windows(fitted, digits):
     """Against loops over windows, and the log densities that other methods report."""
     X = digits[0][:20]
-    network = fitted._network
-    images = fitted._check_fitted_images(X)
-    found = fitted._statistics(images)
-    assert found.shape == (20, 8, 7)
-    found = found[:, 0]
-    x = images.tensor(slice(None), network.scale)
-    (name, _, log_prob), (_, top, whole) = network.climb(x)
+    tree = fitted._stack()
+    found = measured(fitted, X)
+    assert found.shape == (20, 21)
+    found = found[:, STATISTICS]
+    x = fitted._check_fitted_images(X).tensor(slice(None), tree.log_weights)
+    (name, log_prob), (_, whole) = tree.climb(x)
     log_prob = log_prob.detach().cpu().double().numpy()  # (N, J, 2, 2)
-    posterior = (whole + top.log_weights).flatten(1).softmax(1).detach().cpu().double().numpy()
+    posterior = (whole.flatten(1) + tree.log_weights).softmax(1).detach().cpu().double().numpy()
     tables = fitted.means_["convgmm2"].astype(float).reshape(len(posterior[0]), 4, -1)
     weights = fitted.weights_[name].astype(float)
     for n in range(20):
@@ -75,8 +84,8 @@ def test_statistics_are_sums_over_windows(fitted, digits):
         short = rows[:, 3] - rows[:, 1]
         by_hand = [*rows.sum(0), np.sqrt((short**2).mean()), short.max()]
         np.testing.assert_allclose(found[n, :6], by_hand, rtol=1e-4, atol=1e-3)
-    jacobian = 64 * float(network.scale.log())
-    log_density = fitted._score_images(images, "density", -1)
+    jacobian = 64 * float(tree.pixels.scale.log())
+    log_density = pickle.loads(pickle.dumps(fitted)).calibrate(X, "density").score_samples(X)
     np.testing.assert_allclose(found[:, 6] - jacobian, log_density, rtol=1e-4)
 
 
@@ -90,11 +99,12 @@ def test_views_are_all_symmetries_of_the_frame(fitted, digits):
     assert set(found) == expected
     oblong = views(torch.arange(6.0).view(1, 1, 2, 3))
     assert len({tuple(view.flatten().tolist()) for view in oblong}) == len(oblong) == 4
-    # The statistics of a view are those of an image that looks so.
+    # The figures of a view are those of an image that looks so.
     X = digits[0][:10].reshape(-1, 8, 8)
-    found = fitted._statistics(fitted._check_fitted_images(X.reshape(-1, 64)))
-    mirrored = fitted._statistics(fitted._check_fitted_images(X[:, ::-1].reshape(-1, 64)))
-    np.testing.assert_allclose(found[:, 1], mirrored[:, 0], rtol=1e-5)
+    found = measured(fitted, X.reshape(-1, 64))
+    mirrored = measured(fitted, X[:, ::-1].reshape(-1, 64))[:, STATISTICS]
+    np.testing.assert_allclose(found[:, VIEWS[0]], mirrored[:, -1], rtol=1e-5)
+    np.testing.assert_allclose(found[:, SHORTFALLS[0]], mirrored[:, SHORTFALL], rtol=1e-5)
 
 
 def typical_statistics(rng, n_images=500):
@@ -102,33 +112,44 @@ def typical_statistics(rng, n_images=500):
     return rng.normal(size=(n_images, 8, 13)) * np.arange(1, 14)
 
 
-@pytest.mark.parametrize("calibration", [Surprise, Typicality])
-def test_calibrated_scores_are_sums_of_standardised_terms(rng, calibration):
+def rows_of(statistics, kind):
+    """What a score asks of images, from the statistics of all their views, (N, V, 13)."""
+    rows = [statistics[:, 0], statistics[:, 1:, -1]]
+    if kind is Surprise:
+        rows.append(statistics[:, 1:, SHORTFALL:-1:6].sum(2))
+    return np.hstack(rows)
+
+
+@pytest.mark.parametrize("kind", [Surprise, Typicality])
+def test_calibrated_scores_are_sums_of_standardised_terms(rng, kind):
     statistics = typical_statistics(rng)
-    est = calibration().fit(statistics, np.random.RandomState(0))
-    score = est.score(statistics)
+    rows = rows_of(statistics, kind)
+    est = kind(3).fit(rows, np.random.RandomState(0))
+    score = est.score(rows)
     assert score.mean() == pytest.approx(0, abs=1e-9)
-    terms = est._terms(statistics)
+    terms = est._terms(rows)
     by_hand = ((terms - terms.mean(0)) / terms.std(0)).sum(1)
     np.testing.assert_allclose(score, by_hand, atol=1e-9)
     # Units of the statistics do not matter, nor does the order of the views.
-    other = calibration().fit(statistics[:, [0, *range(7, 0, -1)]], np.random.RandomState(0))
-    np.testing.assert_allclose(other._terms(statistics)[:, 1:], terms[:, 1:], atol=1e-9)
+    rows = rows_of(statistics[:, [0, *range(7, 0, -1)]], kind)
+    other = kind(3).fit(rows, np.random.RandomState(0))
+    np.testing.assert_allclose(other._terms(rows)[:, 1:], terms[:, 1:], atol=1e-9)
 
 
-@pytest.mark.parametrize("calibration", [Surprise, Typicality])
-def test_what_lowers_a_score(rng, calibration):
+@pytest.mark.parametrize("kind", [Surprise, Typicality])
+def test_what_lowers_a_score(rng, kind):
     statistics = typical_statistics(rng)
-    est = calibration().fit(statistics, np.random.RandomState(0))
+    rows = rows_of(statistics, kind)
+    est = kind(3).fit(rows, np.random.RandomState(0))
 
     def change(index, view, step):
         changed = statistics.copy()
         changed[:, view, index] += step
-        return np.delete(est._terms(changed) - est._terms(statistics), 0, axis=1)
+        return np.delete(est._terms(rows_of(changed, kind)) - est._terms(rows), 0, axis=1)
 
     likelier_views = change(-1, slice(1, None), 5.0)
     assert (likelier_views[:, 0] < 0).all()
-    if calibration is Surprise:
+    if kind is Surprise:
         worse_parts = change(4, 0, 1.0)  # a larger shortfall in the first layer
         assert (worse_parts[:, 1] < 0).all()
         assert (change(4, slice(1, None), 1.0)[:, 1] > 0).all()
@@ -137,11 +158,9 @@ def test_what_lowers_a_score(rng, calibration):
 
 
 def test_typicality_is_low_on_both_sides(rng):
-    statistics = typical_statistics(rng)
-    est = Typicality().fit(statistics, np.random.RandomState(0))
-    typical, low, high = est._terms(
-        np.stack([np.full((8, 13), value) * np.arange(1, 14) for value in (0.0, -6.0, 6.0)])
-    )[:, 0]
+    est = Typicality(3).fit(rows_of(typical_statistics(rng), Typicality), np.random.RandomState(0))
+    values = np.full((3, 8, 13), [[[0.0]], [[-6.0]], [[6.0]]]) * np.arange(1, 14)
+    typical, low, high = est._terms(rows_of(values, Typicality))[:, 0]
     assert typical > low
     assert typical > high
 
@@ -150,7 +169,7 @@ def test_uncalibrated_scores_are_the_estimators(fitted, digits):
     X, _ = digits
     parameters = {"layers": [ConvGMM(20, 4, shared=False), ConvGMM(10)], "image_shape": (8, 8),
                   "max_epochs": 5, "validation_fraction": None, "random_state": 0}  # fmt: skip
-    for method in ("density", "contrast", "layer"):
+    for method in ("density", "layer"):
         detector = DCGMMOutlierDetector(score_method=method, **parameters).fit(X)
         est = DCGMMEstimator(score_method=method, **parameters).fit(X)
         np.testing.assert_array_equal(detector.score_samples(X), est.score_samples(X))
@@ -162,7 +181,7 @@ def test_auto_takes_what_the_stack_has(digits):
     np.testing.assert_array_equal(
         flat.score_samples(X), flat.calibrate(X, "density").score_samples(X)
     )
-    for method in ("surprise", "typicality", "contrast"):
+    for method in ("surprise", "typicality"):
         with pytest.raises(ValueError, match=f"score_method='{method}' compares"):
             flat.calibrate(X, method)
     assert flat.score_method == "density"  # as before the failure
@@ -185,13 +204,13 @@ def test_missing_pixels_say_nothing(fitted, digits):
     """A window without pixels has no log density, and falls short of nothing."""
     X = digits[0][:50].reshape(-1, 8, 8).copy()
     X[:, :4, :4] = np.nan
-    statistics = fitted._statistics(fitted._check_fitted_images(X.reshape(-1, 64)))[:, 0]
-    x = fitted._check_fitted_images(X.reshape(-1, 64)).tensor(slice(None), fitted._network.scale)
-    windows = next(fitted._network.climb(x))[2].detach().cpu()  # (N, K, 2, 2)
+    tree = fitted._stack()
+    x = fitted._check_fitted_images(X.reshape(-1, 64)).tensor(slice(None), tree.log_weights)
+    windows = next(tree.climb(x))[1].detach().cpu()  # (N, K, 2, 2)
     np.testing.assert_array_equal(windows[:, :, 0, 0], 0)
-    assert np.isfinite(statistics).all()
+    assert np.isfinite(measured(fitted, X.reshape(-1, 64))).all()
     X[:] = np.nan
-    nothing = fitted._statistics(fitted._check_fitted_images(X.reshape(-1, 64)))
+    nothing = measured(fitted, X.reshape(-1, 64))
     np.testing.assert_allclose(nothing, 0, atol=1e-4)
 
 
@@ -287,3 +306,23 @@ def test_what_is_held_out_by_default(digits):
     assert not n_held_out(DataLoader(X, 500), image_shape=(8, 8))
     with pytest.raises(ValueError, match="validation_fraction must be 'auto'"):
         n_held_out(X, validation_fraction="all")
+
+
+def test_a_fit_stopped_in_calibration_keeps_its_stack(digits, monkeypatch):
+    X = digits[0][:500]
+    detector = DCGMMOutlierDetector(image_shape=(8, 8), max_epochs=2, random_state=0)
+    expected = clone(detector).fit(X)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(Surprise, "fit", stop)
+        with pytest.raises(KeyboardInterrupt):
+            detector.fit(X)
+    assert detector.n_iter_ == 2
+    assert not hasattr(detector, "offset_")
+    with pytest.raises(NotFittedError, match=r"stopped before.*calibrate"):
+        detector.predict(X)
+    found = detector.calibrate(X).score_samples(X)
+    np.testing.assert_array_equal(found, expected.calibrate(X).score_samples(X))

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import config_context
 from sklearn.base import clone, is_clusterer
-from sklearn.datasets import make_blobs
+from sklearn.datasets import load_digits, make_blobs
 from sklearn.metrics import adjusted_rand_score
 from sklearn.mixture import GaussianMixture
 from sklearn.model_selection import GridSearchCV, KFold, cross_val_score
@@ -18,7 +18,8 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import MinMaxScaler
 
 from skdcgmm import ConvGMM, DCGMMEstimator, DCGMMOutlierDetector, MaxPool
-from skdcgmm._training import OBJECTIVES
+from skdcgmm.published.objective import LAYERWISE
+from skdcgmm.training.joint import JOINT
 from tests import oracle
 
 
@@ -214,6 +215,17 @@ def test_early_stopping_on_held_out_images(digits):
     assert np.isfinite([row["validation_loss"] for row in est.history_]).all()
 
 
+def test_validation_keeps_the_best_epoch():
+    X = load_digits().data / 16
+    layers = [ConvGMM(100, 4, shared=False), ConvGMM(100)]
+    est = DCGMMEstimator(
+        layers=layers, reg_covar=0.005, validation_fraction=0.25, image_shape=(8, 8), random_state=0
+    ).fit(X[:200])
+    held_out = [row["validation_loss"] for row in est.history_]
+    assert max(held_out) > held_out[-1] + 10  # the last one has learnt the images by heart
+    assert est.score(X[400:]) > 15
+
+
 def test_warm_start_goes_on_where_the_fit_ended(digits):
     est = deep(warm_start=True, max_epochs=20).fit(digits[0])
     before = est.means_["convgmm1"]
@@ -270,6 +282,127 @@ def test_constant_images_fit_without_nan():
     assert all(np.isfinite(values).all() for values in est.means_.values())
 
 
+# --- clusters, cut from the tree of top components ----------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["joint", "layerwise"])
+def merged(request, digits):
+    layers = [ConvGMM(6, 4, shared=False), ConvGMM(12)]
+    return deep(layers=layers, n_clusters=4, objective=request.param).fit(digits[0][:300])
+
+
+@pytest.mark.parametrize(
+    ("parameters", "n_top"),
+    [
+        ({"layers": [ConvGMM(5, 4), ConvGMM(12)]}, 12),
+        ({"layers": [ConvGMM(12)]}, 12),
+        ({"layers": "dcgmm-b", "objective": "layerwise"}, 49),
+        ({"layers": "auto"}, 100 // 15),
+        # As many as clusters, where nothing is to be merged from more.
+        ({"layers": "auto", "objective": "layerwise"}, 4),
+        ({"layers": "auto", "image_shape": None}, 4),
+        ({"layers": "auto", "image_shape": None, "objective": "layerwise"}, 4),
+    ],
+)
+def test_n_clusters_leaves_the_top_as_it_is(digits, parameters, n_top):
+    X = digits[0][:100]
+    est = deep(**{"n_clusters": 4, "objective": "joint", "max_epochs": 1, **parameters}).fit(X)
+    assert [len(weights) for weights in est.weights_.values()][-1] == n_top
+    assert est.component_means_.shape == (n_top, 64)
+    assert est.clusters_.shape == (n_top,)
+    assert est.children_.shape == (n_top - 1, 2)
+    assert est.predict_proba(X).shape == (100, 4)
+    if isinstance(parameters["layers"], list):  # the parameter, too
+        assert est.layers[-1].n_components == n_top
+
+
+def test_clusters_are_merged_without_a_change_of_the_density(merged, digits):
+    X = digits[0][:300]
+    components = clone(merged).set_params(n_clusters=None).fit(X)
+    np.testing.assert_array_equal(components.score_samples(X), merged.score_samples(X))
+    np.testing.assert_array_equal(components.children_, merged.children_)
+    np.testing.assert_array_equal(components.clusters_, np.arange(12))
+    posterior = components.predict_proba(X)
+    assert posterior.shape == (300, 12)
+    summed = posterior @ np.eye(4)[merged.clusters_]
+    np.testing.assert_allclose(merged.predict_proba(X), summed, atol=1e-6)
+
+
+def test_n_clusters_counts_without_training(merged, digits):
+    X = digits[0][:300]
+    est = copy.deepcopy(merged)
+    density, labels = est.score_samples(X), est.labels_
+    np.testing.assert_array_equal(labels, est.predict(X))
+    posterior = est.set_params(n_clusters=None).predict_proba(X)
+    weights, means = est.weights_["convgmm2"], est.component_means_
+    finer = np.arange(12)
+    for n_clusters in range(12, 0, -1):
+        clusters = est.set_params(n_clusters=n_clusters).clusters_
+        assert set(clusters) == set(range(n_clusters))
+        assert len(set(zip(finer, clusters, strict=True))) == len(set(finer))  # nested
+        members = clusters == np.arange(n_clusters)[:, None]  # (n_clusters, 12)
+        if n_clusters < 12:
+            assert (np.diff(members @ weights) <= 1e-6).all()  # the largest come first
+
+        found = est.predict_proba(X)
+        np.testing.assert_allclose(found, posterior @ members.T, atol=1e-6)
+        np.testing.assert_array_equal(est.predict(X), found.argmax(1))
+        np.testing.assert_array_equal(est.transform(X), found)
+        names = [f"cluster{k}" for k in range(n_clusters)]
+        assert list(est.get_feature_names_out()) == names
+        centers = [np.average(means[part], axis=0, weights=weights[part]) for part in members]
+        np.testing.assert_allclose(est.cluster_centers_, centers, atol=1e-5)
+        np.testing.assert_array_equal(est.sample(3, cluster=n_clusters - 1)[1], n_clusters - 1)
+        with pytest.raises(ValueError, match=f"cluster must be .* < {n_clusters}"):
+            est.sample(cluster=n_clusters)
+        np.testing.assert_array_equal(est.score_samples(X), density)
+        finer = clusters
+    np.testing.assert_array_equal(est.labels_, labels)  # those of fit
+    assert est.history_ == merged.history_
+
+
+def test_draws_of_a_cluster_are_from_its_components(digits):
+    X = digits[0][:100]
+    est = deep(layers=[ConvGMM(5)], objective="joint").fit(X)
+    est.means_ = {"convgmm1": np.repeat(100.0 * np.arange(5)[:, None], 64, 1)}
+    est.covariances_ = {"convgmm1": np.ones((5, 64))}
+    est.weights_ = {"convgmm1": np.full(5, 0.2)}
+    for n_clusters in (5, 4, 3, 2, 1):
+        est.set_params(n_clusters=n_clusters)
+        drawn, labels = est.sample(200)
+        np.testing.assert_array_equal(est.predict(drawn), labels)
+        for cluster in range(n_clusters):
+            drawn, labels = est.sample(100, cluster=cluster)
+            np.testing.assert_array_equal(labels, cluster)
+            components = np.rint(drawn.mean(1) / 100).astype(int)
+            assert set(components) == set(np.flatnonzero(est.clusters_ == cluster))
+
+
+def test_the_tree_is_as_of_agglomerative_clustering(merged):
+    est = copy.deepcopy(merged)
+    children, distances = est.children_, est.distances_
+    assert children.shape == (11, 2)
+    assert distances.shape == (11,)
+    assert children.dtype.kind == "i"
+    assert (children < 12 + np.arange(11)[:, None]).all()  # what has been merged before
+    np.testing.assert_array_equal(np.sort(children.ravel()), np.arange(22))  # each once
+    assert np.isfinite(distances).all()
+    assert (np.diff(distances) >= 0).all()
+    groups = {k: {k} for k in range(12)}
+    for merger, pair in enumerate(children):
+        groups[12 + merger] = set.union(*(groups.pop(node) for node in pair))
+        clusters = est.set_params(n_clusters=11 - merger).clusters_
+        found = {frozenset(np.flatnonzero(clusters == k)) for k in set(clusters)}
+        assert found == {frozenset(group) for group in groups.values()}
+
+
+def test_one_component_has_no_tree(digits):
+    est = deep(layers=[ConvGMM(1)], objective="joint").fit(digits[0][:50])
+    assert not hasattr(est, "children_")
+    np.testing.assert_array_equal(est.set_params(n_clusters=1).clusters_, [0])
+    np.testing.assert_array_equal(est.predict(digits[0][:50]), 0)
+
+
 # --- the scikit-learn face ----------------------------------------------------------------------
 
 
@@ -280,12 +413,6 @@ def test_is_a_clusterer_with_the_methods_of_a_mixture(fitted, digits):
     np.testing.assert_array_equal(fitted.predict(X), fitted.predict_proba(X).argmax(1))
     np.testing.assert_array_equal(fitted.transform(X), fitted.predict_proba(X))
     np.testing.assert_array_equal(clone(fitted).fit_predict(X), fitted.labels_)
-
-
-def test_n_components_overrides_the_top_layer(digits):
-    est = deep(n_components=7).fit(digits[0])
-    assert est.predict_proba(digits[0]).shape[1] == 7
-    assert est.layers[-1].n_components == 4  # the parameter itself is left alone
 
 
 def test_flat_score_is_the_mean_density_and_deep_score_says_why_not(fitted, digits):
@@ -385,7 +512,7 @@ def test_answers_have_the_type_of_the_input(fitted, digits):
 def test_prediction_in_batches_equals_prediction_at_once(fitted, digits, monkeypatch):
     X = digits[0][:50]
     at_once = fitted.score_samples(X)
-    monkeypatch.setattr("skdcgmm._images._BATCH_NUMBERS", 1)  # one image a batch
+    monkeypatch.setattr("skdcgmm.data.images._BATCH_NUMBERS", 1)  # one image a batch
     oracle.assert_close(fitted.score_samples(X), at_once, 5 * 4, 1e-5)
     assert fitted.sample(3)[0].shape == (3, 64)
 
@@ -501,14 +628,16 @@ def test_flat_densities_come_near_maximum_likelihood(standardise):
 
 def test_grid_search_by_the_default_score_of_flat_mixtures():
     X, _ = make_blobs(n_samples=600, n_features=4, centers=3, random_state=0)
-    grid = {"n_components": [1, 3]}
+    grid = {"n_clusters": [1, 3]}
     search = GridSearchCV(DCGMMEstimator(random_state=0), grid, cv=2, error_score="raise").fit(X)
-    assert search.best_params_ == {"n_components": 3}
+    assert search.best_params_ == {"n_clusters": 3}
 
 
 def test_sharpened_samples_of_a_fit_to_a_data_frame(digits):
     X = pd.DataFrame(digits[0], columns=[f"pixel{i}" for i in range(64)])
-    assert deep().fit(X).sample(2, sharpening_steps=2)[0].shape == (2, 64)
+    est = deep().fit(X)
+    drawn = pd.DataFrame(est.sample(2)[0], columns=X.columns)
+    assert est.sharpen(drawn, n_steps=2).shape == (2, 64)
 
 
 def test_fit_inside_no_grad(digits):
@@ -551,15 +680,15 @@ def test_gpu_scores_equal_those_of_the_cpu(digits):
 def test_gpu_steps_wait_for_nothing(digits, objective):
     layers = [ConvGMM(5, 4, shared=False), ConvGMM(4)]
     est = deep(layers=layers, device="cuda", objective=objective, max_epochs=1).fit(digits[0])
-    defaults = OBJECTIVES[objective]
-    training = defaults.objective(est._network, defaults.n_steps)
+    defaults = {"joint": JOINT, "layerwise": LAYERWISE}[objective]
+    training = defaults.objective(est._stack, defaults.n_steps)
     images = est._check_fitted_images(digits[0])
-    training.step(images.batch(np.arange(50), est._network.scale))
+    training.step(images.batch(np.arange(50), est._stack.like))
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
     try:
         for start in range(50, 500, 50):
-            training.step(images.batch(np.arange(start, start + 50), est._network.scale))
+            training.step(images.batch(np.arange(start, start + 50), est._stack.like))
     finally:
         torch.cuda.set_sync_debug_mode(before)
 

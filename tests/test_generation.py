@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from skdcgmm import ConvGMM, DCGMMEstimator, MaxPool, _generation
+from skdcgmm import ConvGMM, DCGMMEstimator, MaxPool
+from skdcgmm.estimators.generative import sharpen
 from tests import oracle
 from tests.test_joint import randomised
 
@@ -70,15 +71,15 @@ def test_the_way_down_through_a_whole_stack_follows_the_tables():
 @pytest.mark.parametrize("layer", [None, 0, -1, "convgmm1"])
 def test_sharpening_never_lowers_its_score(fitted, digits, layer):
     X = digits[0][:20].astype(np.float64)
-    network = fitted._network
+    with torch.no_grad():
+        chain = fitted._stack()
 
     def score(X):
         x = torch.from_numpy(X).float().view(-1, 1, 8, 8)
         if layer is None:
-            return network.stack_log_prob(x).detach().numpy()
-        names = list(network.mixtures)
-        name = layer if isinstance(layer, str) else names[layer]
-        return network.layer_log_prob(x, name).detach().numpy()
+            return chain.stack_log_prob(x).detach().numpy()
+        name = layer if isinstance(layer, str) else chain.names[layer]
+        return chain.layer_log_prob(x, name).detach().numpy()
 
     scores = [score(fitted.sharpen(X, layer=layer, n_steps=n)) for n in (0, 1, 5, 30)]
     np.testing.assert_array_equal(scores[0], score(X))
@@ -94,12 +95,12 @@ def test_sharpening_tells_what_it_climbed(fitted, digits, pull):
     np.testing.assert_array_equal(sharp, fitted.sharpen(X, n_steps=8, pull=pull))
     assert values.shape == (10, 9)
     assert (np.diff(values, axis=1) >= 0).all()
-    network = fitted._network
+    stack = fitted._stack
     ends = [
-        network.stack_log_prob(torch.from_numpy(x).float().view(-1, 1, 8, 8)).detach().numpy()
+        stack().stack_log_prob(torch.from_numpy(x).float().view(-1, 1, 8, 8)).detach().numpy()
         for x in (X, sharp)
     ]
-    moved = np.square((sharp - X) / network.scale.item()).mean(1)
+    moved = np.square((sharp - X) / stack.pixels.unit.item()).mean(1)
     np.testing.assert_allclose(values[:, 0], ends[0], rtol=1e-4)
     np.testing.assert_allclose(values[:, -1], ends[1] - pull * moved, rtol=1e-3)
 
@@ -124,20 +125,14 @@ def test_sharpening_images_one_by_one_is_the_same(fitted, digits):
     np.testing.assert_allclose(together, alone, atol=1e-4)
 
 
-def test_sharpening_in_a_sample(fitted):
-    plain, _ = fitted.sample(5, random_state=0)
-    sharpened, _ = fitted.sample(5, random_state=0, sharpening_steps=10)
-    np.testing.assert_allclose(sharpened, fitted.sharpen(plain, n_steps=10), rtol=1e-6)
-
-
-def test_sharpening_climbs_any_score(fitted):
+def test_sharpening_climbs_any_score():
     generator = torch.Generator().manual_seed(0)
     target, start = torch.rand(2, 2, 1, 8, 8, generator=generator)
 
     def score(x):
         return -(x - target).square().sum((1, 2, 3))
 
-    sharp, _ = _generation.sharpen(fitted._network, start, score, 300)
+    sharp, _ = sharpen(score, start, torch.tensor(1.0), 300)
     torch.testing.assert_close(sharp, target, atol=1e-3, rtol=0)
 
 
@@ -148,7 +143,7 @@ def test_stack_score_counts_each_layer_once_for_its_whole_input(fitted, digits):
     expected = 4 * oracle.layer_log_prob(scores["convgmm1"])
     expected += oracle.layer_log_prob(scores["convgmm2"])
     with torch.no_grad():
-        found = fitted._network.stack_log_prob(torch.from_numpy(X).float().view(-1, 1, 8, 8))
+        found = fitted._stack().stack_log_prob(torch.from_numpy(X).float().view(-1, 1, 8, 8))
     oracle.assert_close(found, expected, 64, 1e-5)
 
 

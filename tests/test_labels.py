@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.datasets import make_moons
 
-from skdcgmm._spreading import _N_NEIGHBOURS, _N_STEPS, _SPREAD, _graph, _moved, _neighbours, spread
+from skdcgmm.analysis.spreading import (
+    _N_NEIGHBOURS,
+    _N_STEPS,
+    _SPREAD,
+    _graph,
+    _moved,
+    _neighbours,
+    spread,
+)
 
 
 def images_of(rows, side):

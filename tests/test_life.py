@@ -24,7 +24,7 @@ BAD_IMAGES = {
     "complex": IMAGES * 1j,
 }
 GOOD_PARAMETERS = {
-    "n_components": [None, 2, 3],
+    "n_clusters": [None, 2, 3],
     "layers": ["auto", [ConvGMM(4)], [("parts", ConvGMM(5, 2)), ConvGMM(3)]],
     "score_method": ["density", "layer"],
     "max_epochs": [1, 2],
@@ -35,7 +35,7 @@ GOOD_PARAMETERS = {
     "random_state": [0, 1],
 }
 BAD_PARAMETERS = {
-    "n_components": [0, 2.5, N + 1],
+    "n_clusters": [0, 2.5, N + 1],
     "layers": [[], [ConvGMM(3, 9)], "dcgmm-z", 3],
     "score_method": ["other"],
     "max_epochs": [0],
@@ -67,15 +67,33 @@ class Life(RuleBasedStateMachine):
     def fitted(self):
         return hasattr(self, "est") and hasattr(self.est, "n_iter_")
 
+    @property
+    def clusters(self):
+        """Whether the fitted stack has enough components for the clusters that are asked for."""
+        n_clusters = self.est.n_clusters
+        return self.fitted and (n_clusters is None or n_clusters <= self.n_top)
+
+    @property
+    def n_top(self):
+        return len(self.est.component_means_)
+
     def copied(self):
         return copy.deepcopy(self.est)
 
     def check_same(self, other):
         assert set(vars(other)) == set(vars(self.est))
         if self.fitted:
-            np.testing.assert_array_equal(
-                other.predict_proba(IMAGES), self.est.predict_proba(IMAGES)
-            )
+            for answer in self.answers():
+                np.testing.assert_array_equal(answer(other), answer(self.est))
+
+    def answers(self):
+        """What an estimator of the present parameters can answer, as functions of it."""
+        answers = [lambda est: est.component_means_]
+        if self.clusters:
+            answers.append(lambda est: est.predict_proba(IMAGES))
+        if not self.other_score:
+            answers.append(lambda est: est.score_samples(IMAGES))
+        return answers
 
     @rule(n=st.integers(10, N))
     def fit(self, n):
@@ -85,6 +103,12 @@ class Life(RuleBasedStateMachine):
     @rule(first=st.integers(0, N - 10))
     def partial_fit(self, first):
         before = self.est.n_iter_ if self.fitted else 0
+        if self.fitted and not self.clusters:
+            unchanged = self.copied()
+            with pytest.raises(ValueError, match="n_clusters must be at most"):
+                self.est.partial_fit(IMAGES[first:])
+            self.check_same(unchanged)
+            return
         self.est.partial_fit(IMAGES[first:])
         assert self.est.n_iter_ == before + 1
 
@@ -143,14 +167,14 @@ class Life(RuleBasedStateMachine):
         if self.est.objective == self.est._fitted_objective:
             self.est.reset_annealing(fraction)
 
-    @precondition(lambda self: self.fitted)
+    @precondition(lambda self: self.clusters)
     @rule()
     def assign_the_same_parameters(self):
         before = self.est.predict_proba(IMAGES)
         self.est.means_ = self.est.means_
         np.testing.assert_allclose(self.est.predict_proba(IMAGES), before, atol=1e-4)
 
-    @precondition(lambda self: self.fitted)
+    @precondition(lambda self: self.clusters)
     @rule(n_samples=st.integers(1, 5))
     def sample(self, n_samples):
         images, labels = self.est.sample(n_samples, random_state=0)
@@ -158,18 +182,41 @@ class Life(RuleBasedStateMachine):
         assert np.isfinite(images).all()
         assert np.isin(labels, np.unique(self.est.clusters_)).all()
 
+    @precondition(lambda self: self.fitted)
+    @rule(n_clusters=st.integers(1, 6))
+    def cut_elsewhere(self, n_clusters):
+        as_it_was = self.est.n_clusters
+        self.est.set_params(n_clusters=n_clusters)
+        if n_clusters <= self.n_top:
+            assert self.est.predict_proba(IMAGES).shape == (N, n_clusters)
+        else:
+            with pytest.raises(ValueError, match="n_clusters must be at most"):
+                self.est.predict_proba(IMAGES)
+        self.est.set_params(n_clusters=as_it_was)
+
     @invariant()
     def describes_itself(self):
         if hasattr(self, "est"):
             assert "window" in self.est.summary()
 
-    @precondition(lambda self: self.fitted)
+    @precondition(lambda self: self.clusters)
     @invariant()
     def responsibilities_are_probabilities(self):
         posterior = self.est.predict_proba(IMAGES)
+        assert posterior.shape == (N, self.est.n_clusters or self.n_top)
         np.testing.assert_allclose(posterior.sum(1), 1, atol=1e-5)
         assert (posterior >= 0).all()
         np.testing.assert_array_equal(self.est.predict(IMAGES), posterior.argmax(1))
+
+    @precondition(lambda self: self.fitted)
+    @invariant()
+    def the_tree_joins_all_components(self):
+        if self.n_top == 1:
+            assert not hasattr(self.est, "children_")
+            return
+        merged = np.sort(self.est.children_.ravel())
+        np.testing.assert_array_equal(merged, np.arange(2 * self.n_top - 2))
+        assert (np.diff(self.est.distances_) >= 0).all()
 
     @precondition(lambda self: self.fitted)
     @invariant()

@@ -14,8 +14,7 @@ def test_architecture_b_anneals_clusters_and_draws_on_mnist(data_home):
     data = load_images("mnist", data_home=data_home)
     X, y = data.X_train[:4000], data.y_train[:4000]
     est = DCGMMEstimator(
-        25,
-        layers="dcgmm-b",
+        layers=[ConvGMM(49, 8, 2), ConvGMM(25)],
         image_shape=data.image_shape,
         objective="layerwise",
         max_epochs=20,
@@ -42,6 +41,6 @@ def test_the_default_stack_beats_a_flat_mixture_and_completes_images(data_home):
     halves = data.X_test[:500].reshape(-1, 28, 28).copy()
     halves[:, :, 14:] = np.nan
     whole = data.X_test[:500].reshape(-1, 28, 28)
-    alone = DCGMMEstimator(49, layers=[ConvGMM(49)], image_shape=data.image_shape, random_state=0)
+    alone = DCGMMEstimator(layers=[ConvGMM(49)], image_shape=data.image_shape, random_state=0)
     errors = [np.square(model.impute(halves) - whole).mean() for model in (est, alone.fit(X))]
     assert errors[0] < 0.9 * errors[1]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from skdcgmm import ConvGMM, DCGMMClassifier, DCGMMEstimator, DCGMMOutlierDetector
-from skdcgmm._gaussian import _Legacy, _ProcessWide, computing
+from skdcgmm.model import computing
 
 STACK = [ConvGMM(5, 4), ConvGMM(3)]
 IMAGES = {"layers": STACK, "image_shape": (8, 8), "max_epochs": 2, "random_state": 0}
@@ -21,7 +21,6 @@ ESTIMATORS = {
     "layerwise": lambda: DCGMMEstimator(objective="layerwise", score_method="layer", **IMAGES),
     "detector": lambda: DCGMMOutlierDetector(**IMAGES),
     "classifier": lambda: DCGMMClassifier(**IMAGES),
-    "linear": lambda: DCGMMClassifier(readout="linear", **IMAGES),
 }
 CPU = torch.device("cpu")
 
@@ -45,13 +44,15 @@ def answers(est, X):
     holes = X.copy()
     holes[:, 20:30] = np.nan
     found = [est.predict(X), est.score_samples(holes), est.summary(), *est.covariances_.values()]
-    found += [*est.weights_.values(), *est.means_.values(), est.cluster_centers_]
+    found += [*est.weights_.values(), *est.means_.values()]
+    if hasattr(est, "clusters_"):
+        found += [est.clusters_, est.cluster_centers_, est.component_means_, est.children_]
     for name in ("transform", "predict_proba"):
         if hasattr(est, name):
             found.append(getattr(est, name)(holes))
     if hasattr(est, "sample"):
-        found += [*est.sample(4, sharpening_steps=2), est.sample_like(X[:3])]
-        found += [est.impute(holes), est.impute(holes, method="sample", sharpening_steps=2)]
+        found += [*est.sample(4), est.sample_like(X[:3])]
+        found += [est.impute(holes), est.impute(holes, method="sample")]
         found += [*est.sharpen(X[:3], n_steps=2, return_values=True)]
     if hasattr(est, "calibrate"):
         found.append(copy.deepcopy(est).calibrate(X).offset_)
@@ -120,8 +121,6 @@ def test_modes_of_torch_change_nothing(X, y, name):
 def precisions():
     """Reads the settings of products; afterwards they are what they were."""
     backends = torch.backends
-    if not hasattr(backends.cuda.matmul, "fp32_precision"):
-        pytest.skip("this torch has one setting for all products")
     owners = {
         "": backends,
         "cudnn": backends.cudnn,
@@ -164,9 +163,7 @@ def test_precision_is_given_back_by_the_last_thread():
         matmul = torch.backends.cuda.matmul
 
         def exact():
-            if hasattr(matmul, "fp32_precision"):
-                return matmul.fp32_precision == "ieee"
-            return torch.get_float32_matmul_precision() == "highest"
+            return matmul.fp32_precision == "ieee"
 
         def first():
             with computing(CPU):
@@ -186,17 +183,5 @@ def test_precision_is_given_back_by_the_last_thread():
             assert [call.result() for call in calls] == [None, True]
         assert not exact()
         assert torch.get_float32_matmul_precision() == "high"
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-def test_the_one_setting_of_older_torch():
-    before = torch.get_float32_matmul_precision()
-    exact = _ProcessWide([(_Legacy(), "precision", "highest")])
-    try:
-        torch.set_float32_matmul_precision("medium")
-        with exact, exact:
-            assert torch.get_float32_matmul_precision() == "highest"
-        assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision(before)

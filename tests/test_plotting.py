@@ -1,9 +1,12 @@
+import pickle
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
 from skdcgmm import ConvGMM, DCGMMClassifier, DCGMMEstimator
 from skdcgmm.plotting import (
+    DendrogramDisplay,
     InpaintingDisplay,
     PrototypesDisplay,
     SamplesDisplay,
@@ -86,9 +89,7 @@ def test_samples_are_drawn_by_the_estimator(fitted):
     display = SamplesDisplay.from_estimator(fitted, n_samples=7, random_state=0, vmin=0, vmax=1)
     expected = fitted.sample(7, temperature=0, random_state=0)[0].clip(0, 1)
     np.testing.assert_allclose(cells(display, 7), expected, atol=1e-6)
-    given = SamplesDisplay.from_images(
-        expected.reshape(7, 8, 8), image_shape=(8, 8), vmin=0, vmax=1
-    )
+    given = SamplesDisplay(expected.reshape(7, 8, 8), image_shape=(8, 8)).plot(vmin=0, vmax=1)
     np.testing.assert_array_equal(cells(given, 7), cells(display, 7))
 
 
@@ -115,11 +116,92 @@ def test_training_is_drawn_by_epoch(fitted):
     losses = [row["loss"] for row in fitted.history_]
     np.testing.assert_array_equal(display.lines_[0].get_ydata(), losses)
     _, ax = plt.subplots()
-    again = TrainingDisplay.from_history(fitted.history_, ax=ax, keys=["loss"])
+    again = TrainingDisplay(fitted.history_).plot(ax=ax, keys=["loss"])
     assert again.ax_ is ax
     assert again.figure_ is ax.figure
     with pytest.raises(ValueError, match=r"keys must be columns of the history, \['epoch', 'loss'"):
         again.plot(keys=["los"])
+
+
+def drawn_mergers(display):
+    """Height of each merger in the picture, by the leaves below it."""
+    below = {(5.0 + 10 * place, 0.0): {leaf} for place, leaf in enumerate(display.leaves_)}
+    lines = display.ax_.lines[: len(display.leaves_) - 1]
+    mergers, found = [line.get_xydata().tolist() for line in lines], {}
+    while mergers:
+        merger = next(m for m in mergers if tuple(m[0]) in below and tuple(m[3]) in below)
+        mergers.remove(merger)
+        (left, low), (_, height), _, (right, other_low) = merger
+        leaves = below.pop((left, low)) | below.pop((right, other_low))
+        below[(left + right) / 2, height] = leaves
+        found[frozenset(leaves)] = height
+    return found
+
+
+@pytest.mark.parametrize("n_leaves", [2, 5, 12, 100])
+def test_a_dendrogram_shows_the_last_mergers(fitted, n_leaves):
+    est = pickle.loads(pickle.dumps(fitted)).set_params(n_clusters=4)
+    display = DendrogramDisplay.from_estimator(est, n_leaves=n_leaves)
+    assert est.n_clusters == 4
+    n_leaves = min(n_leaves, 12)
+    n_merged = 12 - n_leaves
+    clusters = est.set_params(n_clusters=n_leaves).clusters_
+    nodes = [{component} for component in range(12)]
+    for one, other in est.children_:
+        nodes.append(nodes[one] | nodes[other])
+    expected = {
+        frozenset(clusters[list(components)].tolist()): distance
+        for components, distance in zip(
+            nodes[12 + n_merged :], est.distances_[n_merged:], strict=True
+        )
+    }
+    assert drawn_mergers(display) == pytest.approx(expected)
+    # The mean image of each leaf is below it.
+    display.figure_.canvas.draw()
+    pictures = display.ax_.child_axes
+    assert len(pictures) == n_leaves
+    limits = np.percentile(est.cluster_centers_, [1, 99])
+    for place, (leaf, picture) in enumerate(zip(display.leaves_, pictures, strict=True)):
+        shown = np.asarray(picture.images[0].get_array())[1:-1, 1:-1].ravel()
+        expected = ((est.cluster_centers_[leaf] - limits[0]) / np.ptp(limits)).clip(0, 1)
+        np.testing.assert_allclose(shown, expected, atol=1e-6)
+        middle = display.ax_.transData.transform((5 + 10 * place, 0))[0]
+        assert np.mean(picture.get_window_extent().intervalx) == pytest.approx(middle, abs=1)
+
+
+def test_a_dashed_line_cuts_a_dendrogram_into_the_clusters(fitted):
+    est = pickle.loads(pickle.dumps(fitted))
+    for n_clusters, n_leaves in ((1, 12), (2, 2), (4, 6), (6, 6), (12, 12), (None, 20)):
+        est.set_params(n_clusters=n_clusters)
+        display = DendrogramDisplay.from_estimator(est, n_leaves=n_leaves)
+        *_, line = display.ax_.lines
+        height = line.get_ydata()[0]
+        assert line.get_linestyle() == "--"
+        above = [merger for merger in drawn_mergers(display).values() if merger > height]
+        assert len(above) == (n_clusters or 12) - 1
+    est.set_params(n_clusters=8)
+    styles = [
+        line.get_linestyle() for line in DendrogramDisplay.from_estimator(est, n_leaves=7).ax_.lines
+    ]
+    assert styles == ["-"] * 6
+
+
+def test_a_dendrogram_of_plain_features_has_numbers(digits):
+    X = digits[0][:, 18:22]
+    est = DCGMMEstimator(5, max_epochs=20, random_state=0).fit(X)
+    _, ax = plt.subplots()
+    display = DendrogramDisplay.from_estimator(est, n_leaves=5, ax=ax)
+    assert display.ax_ is ax
+    assert not ax.child_axes
+    assert [label.get_text() for label in ax.get_xticklabels()] == [str(n) for n in display.leaves_]
+    assert sorted(display.leaves_) == list(range(5))
+    with pytest.raises(ValueError, match="n_leaves must be an integer >= 2; got 1"):
+        DendrogramDisplay.from_estimator(est, n_leaves=1)
+    one = DCGMMEstimator(1, max_epochs=1).fit(X)
+    with pytest.raises(ValueError, match="estimator must have a tree of mergers"):
+        DendrogramDisplay.from_estimator(one)
+    same = DendrogramDisplay(np.array([[0, 1]]), np.zeros(1), X[:2], image_shape=(1, 1, 4)).plot()
+    assert len(same.ax_.lines) == 1
 
 
 def test_samples_of_a_class():
@@ -136,3 +218,5 @@ def test_displays_draw_again_in_other_axes(fitted):
     assert display.plot(ax=ax).ax_ is ax
     with pytest.raises(Exception, match="not fitted"):
         PrototypesDisplay.from_estimator(DCGMMEstimator())
+    with pytest.raises(Exception, match="not fitted"):
+        DendrogramDisplay.from_estimator(DCGMMEstimator())

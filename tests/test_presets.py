@@ -1,13 +1,15 @@
 import numpy as np
 import pytest
 
-from skdcgmm import DCGMMEstimator, _build, _presets
-from skdcgmm._composition import name_layers
+from skdcgmm import DCGMMEstimator, published
+from skdcgmm.model import specs
 
 
-def shapes(stack, image_shape, *, joint=False):
-    network = _build.build(name_layers(stack), image_shape, joint=joint)
-    return [layer.output_shape for _, layer in network.named_layers()]
+def shapes(layers, image_shape, *, joint=False):
+    return [
+        layer.output_shape
+        for layer in specs.lay_out(specs.name_layers(layers), image_shape, tiling=joint)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -27,16 +29,16 @@ def shapes(stack, image_shape, *, joint=False):
     ],
 )  # fmt: skip
 def test_presets_have_the_published_shapes(name, expected):
-    assert shapes(_presets.preset(name, (1, 28, 28)), (1, 28, 28)) == expected
+    assert shapes(published.preset(name, (1, 28, 28)), (1, 28, 28)) == expected
 
 
-@pytest.mark.parametrize("name", list(_presets.PRESETS))
+@pytest.mark.parametrize("name", list(published.PRESETS))
 @pytest.mark.parametrize("image_shape", [(1, 8, 8), (3, 32, 20), (1, 5, 1)])
 def test_presets_adapt_to_any_image(name, image_shape):
-    assert shapes(_presets.preset(name, image_shape), image_shape)[-1][1:] == (1, 1)
+    assert shapes(published.preset(name, image_shape), image_shape)[-1][1:] == (1, 1)
 
 
-@pytest.mark.parametrize("name", list(_presets.PRESETS))
+@pytest.mark.parametrize("name", list(published.PRESETS))
 def test_presets_train_on_images_of_28_pixels(name, rng):
     X = rng.random((60, 28, 28)).astype(np.float32)
     est = DCGMMEstimator(
@@ -52,15 +54,34 @@ def test_presets_train_on_images_of_28_pixels(name, rng):
     "image_shape", [(1, 28, 28), (1, 8, 8), (3, 32, 32), (1, 200, 100), (1, 2, 9), (1, 1, 7)]
 )
 def test_auto_stacks_for_images_are_deep_and_end_in_one_position(image_shape):
-    found = shapes(_presets.auto_layerwise(image_shape, 10_000), image_shape)
+    found = shapes(published.auto(image_shape, 10_000), image_shape)
     assert len(found) == 2
     assert found[-1] == (49, 1, 1)
-    found = shapes(_presets.auto(image_shape, 10_000), image_shape, joint=True)
+    found = shapes(specs.auto(image_shape, 10_000), image_shape, joint=True)
     assert len(found) >= 2
     assert found[-1] == (400, 1, 1)
 
 
-@pytest.mark.parametrize("auto", [_presets.auto, _presets.auto_layerwise])
+@pytest.mark.parametrize("auto", [specs.auto, published.auto])
 @pytest.mark.parametrize(("n_samples", "expected"), [(2, 1), (50, 3), (10_000, 8)])
 def test_auto_stack_for_plain_features_is_flat(auto, n_samples, expected):
     assert shapes(auto((7, 1, 1), n_samples), (7, 1, 1)) == [(expected, 1, 1)]
+
+
+@pytest.mark.parametrize(
+    ("auto", "image_shape", "n_clusters", "expected"),
+    [
+        # Of flat mixtures and of layer-wise stacks as many as clusters, of deep ones at least.
+        (specs.auto, (7, 1, 1), 12, 12),
+        (specs.auto, (1, 4, 4), 12, 12),
+        (specs.auto, (1, 28, 28), 12, 400),
+        (specs.auto, (1, 28, 28), 500, 500),
+        (published.auto, (7, 1, 1), 12, 12),
+        (published.auto, (1, 28, 28), 12, 12),
+    ],
+)
+def test_the_top_of_an_auto_stack_has_components_for_the_clusters(
+    auto, image_shape, n_clusters, expected
+):
+    found = shapes(auto(image_shape, 10_000, n_clusters), image_shape)
+    assert found[-1] == (expected, 1, 1)

@@ -7,9 +7,10 @@ import pytest
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV
+from sklearn.utils import estimator_html_repr
 
 from skdcgmm import ConvGMM, DCGMMClassifier, DCGMMEstimator, DCGMMOutlierDetector, MaxPool
-from skdcgmm._sklearn_compat import HAS_CALLBACKS
+from skdcgmm.training.watchers import HAS_CALLBACKS
 
 needs_callbacks = pytest.mark.skipif(not HAS_CALLBACKS, reason="scikit-learn before 1.9")
 IMAGES = {"image_shape": (8, 8), "max_epochs": 3, "random_state": 0}
@@ -38,7 +39,8 @@ def test_summary_adds_up(est):
     assert f"{est.n_parameters_:,} parameters." in est.summary()
     assert f"5 clusters, merged from {len(est.clusters_)} components." in est.summary()
     assert f"{est.n_iter_} epochs; log-likelihood {est.history_[-1]['loss']:.4g}, " in est.summary()
-    assert f"{est.history_[-1]['validation_loss']:.4g} held out" in est.summary()
+    best = max(est.history_, key=lambda row: row["validation_loss"])
+    assert f"{best['validation_loss']:.4g} held out after epoch {best['epoch']}" in est.summary()
 
 
 def test_active_components_are_those_with_weight(digits):
@@ -71,20 +73,21 @@ def test_summary_before_a_fit():
         DCGMMEstimator().summary()
 
 
-def test_html_draws_the_stack_and_never_fails(est):
-    drawn = est._repr_mimebundle_()["text/html"] if HAS_CALLBACKS else est._html_repr()
-    assert drawn.count("<svg") >= 1 + len(est.means_)
-    for name in est.means_:
-        assert f"<b>{name}</b>" in drawn
-    assert "skdcgmm-stack" in DCGMMOutlierDetector(image_shape=(8, 8))._html_repr()
+def test_html_ends_with_the_summary_and_never_fails(est):
+    shown = est._repr_mimebundle_()["text/html"] if HAS_CALLBACKS else est._html_repr()
+    assert shown.endswith(f"<pre>{est.summary()}</pre>")
+    assert shown.startswith(estimator_html_repr(est)[:20])  # after what scikit-learn draws
+    assert DCGMMOutlierDetector(image_shape=(8, 8))._html_repr().endswith("Not fitted.</pre>")
     for bad in (DCGMMEstimator(), DCGMMEstimator(layers=3, image_shape=(8, 8))):
-        assert "skdcgmm-stack" not in bad._html_repr()
+        assert not bad._html_repr().endswith("</pre>")
 
 
 def test_html_escapes_names(digits):
     name = "<script>"
     est = DCGMMEstimator(layers=[(name, ConvGMM(2, 4)), ConvGMM(2)], image_shape=(8, 8))
-    assert "<b>&lt;script&gt;</b>" in est._html_repr()
+    summary = est._html_repr().rsplit("<pre>", 1)[-1]
+    assert "&lt;script&gt;" in summary
+    assert name not in summary
 
 
 def test_progress_bar(digits, capsys):
@@ -189,13 +192,43 @@ def test_callbacks_are_let_go_when_training_fails(digits):
 
 
 @needs_callbacks
+def test_callbacks_are_let_go_when_merging_is_stopped(digits, monkeypatch):
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    log = Log(last=1)
+    est = DCGMMEstimator(5, **IMAGES).fit(digits[0][:100])
+    attributes = set(vars(est)) - {"labels_", "children_", "distances_"}
+    monkeypatch.setattr("skdcgmm.estimators.clusterer.merge", stop)
+    with pytest.raises(KeyboardInterrupt):
+        est.set_callbacks(log).fit(digits[0][:100])
+    assert log.events[-1] == ("teardown",)
+    assert set(vars(est)) == attributes | {"_skl_callbacks"}
+
+
+@needs_callbacks
+def test_the_model_is_that_of_the_best_epoch_by_validation(digits):
+    log = Log()
+    layers = [ConvGMM(20, 4, shared=False), ConvGMM(20)]
+    est = DCGMMEstimator(
+        layers=layers, reg_covar=0.001, validation_fraction=0.3, **{**IMAGES, "max_epochs": 80}
+    )
+    est.set_callbacks(log).fit(digits[0][:60])
+    best = int(np.argmax([row["validation_loss"] for row in est.history_]))
+    assert best < est.n_iter_ - 1
+    for name, means in est.means_.items():
+        np.testing.assert_array_equal(means, log.fitted[best].means_[name])
+        assert (means != log.fitted[est.n_iter_ - 1].means_[name]).any()
+    assert f"held out after epoch {best + 1}" in est.summary()
+
+
+@needs_callbacks
 @pytest.mark.parametrize(
     ("est", "scoring"),
     [
         (DCGMMEstimator(5, **IMAGES), "adjusted_rand_score"),
         (DCGMMOutlierDetector(**IMAGES), "roc_auc"),
         (DCGMMClassifier(**IMAGES), "accuracy"),
-        (DCGMMClassifier(readout="linear", **IMAGES), "accuracy"),
     ],
 )
 def test_scikit_learns_monitor(digits, est, scoring):
@@ -215,6 +248,6 @@ def test_scikit_learns_monitor(digits, est, scoring):
 def test_scikit_learns_progress_bar_in_a_search(digits, capsys):
     from sklearn.callback import ProgressBar
 
-    search = GridSearchCV(DCGMMEstimator(**IMAGES), {"n_components": [2, 3]}, cv=2)
+    search = GridSearchCV(DCGMMEstimator(**IMAGES), {"n_clusters": [2, 3]}, cv=2)
     search.set_callbacks(ProgressBar()).fit(digits[0][:60])
     assert "DCGMMEstimator - fit" in capsys.readouterr().out

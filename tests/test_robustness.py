@@ -1,7 +1,9 @@
 """Extreme data, long use, threads and processes."""
 
+import copy
 import hashlib
 import os
+import pickle
 import subprocess
 import sys
 import warnings
@@ -87,7 +89,7 @@ def test_an_image_beyond_all_has_the_lowest_score(name):
     np.testing.assert_allclose(np.delete(scores, 1), est.score_samples(NOISE[[0, 2, 3]]), rtol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["surprise", "typicality", "contrast", "density", "layer"])
+@pytest.mark.parametrize("method", ["surprise", "typicality", "density", "layer"])
 def test_an_image_beyond_all_is_an_outlier(method):
     est = DCGMMOutlierDetector(score_method=method, layers=STACK, score_layer=0, **IMAGES)
     fit(est, NOISE)
@@ -150,6 +152,90 @@ def test_a_hundred_thousand_features():
 def test_more_components_than_images():
     with pytest.raises(ValueError, match="must be at most 5"):
         DCGMMEstimator(6).fit(NOISE[:5])
+
+
+AFTER_TRAINING = {
+    "merging": "skdcgmm.estimators.clusterer.merge",
+    "labels": "skdcgmm.estimators.clusterer.DCGMMEstimator._predict_images",
+}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+@pytest.mark.parametrize("place", AFTER_TRAINING)
+@pytest.mark.parametrize("method", ["fit", "partial_fit"])
+@pytest.mark.parametrize("earlier", [False, True])
+@pytest.mark.parametrize("objective", ["joint", "layerwise"])
+def test_what_stops_after_the_last_epoch_leaves_the_new_model(
+    monkeypatch, objective, earlier, method, place, error
+):
+    est = DCGMMEstimator(
+        2, layers=STACK, objective=objective, score_method="layer", **IMAGES
+    )  # fmt: skip
+    if earlier:
+        est.fit(NOISE)
+    X = NOISE[:40, ::-1].copy()
+    undisturbed = getattr(copy.deepcopy(est), method)(X)
+
+    def stop(*args, **kwargs):
+        raise error("stopped")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AFTER_TRAINING[place], stop)
+        with pytest.raises(error, match="stopped"):
+            getattr(est, method)(X)
+    for name in ("means_", "weights_", "covariances_"):
+        for ours, theirs in zip(
+            getattr(est, name).values(), getattr(undisturbed, name).values(), strict=True
+        ):
+            np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_array_equal(est.score_samples(X), undisturbed.score_samples(X))
+    assert est.history_ == undisturbed.history_
+    absent = set(vars(undisturbed)) - set(vars(est))
+    assert {"labels_"} <= absent <= {"labels_", "children_", "distances_"}
+    if place == "merging":
+        assert {"children_", "distances_"} <= absent
+    if "children_" in absent:
+        with pytest.raises(ValueError, match="n_clusters=2 needs a tree of mergers"):
+            est.predict(X)
+        est.set_params(n_clusters=None)  # its components are known
+        undisturbed.set_params(n_clusters=None)
+    np.testing.assert_array_equal(est.predict_proba(X), undisturbed.predict_proba(X))
+    # It can be kept, and goes on.
+    est = pickle.loads(pickle.dumps(est)).partial_fit(X)
+    np.testing.assert_array_equal(est.score_samples(X), undisturbed.partial_fit(X).score_samples(X))
+    np.testing.assert_array_equal(est.children_, undisturbed.children_)
+    np.testing.assert_array_equal(est.labels_, undisturbed.labels_)
+
+
+class Batches:
+    """Batches of which a later one, in the first epoch of a training, is not to be had."""
+
+    def __init__(self, error):
+        self.error, self.n_passes = error, 0
+
+    def __iter__(self):
+        self.n_passes += 1
+        yield 1 - NOISE[:30]
+        if self.n_passes == 2:
+            raise self.error("stopped")
+        yield 1 - NOISE[30:]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+@pytest.mark.parametrize("earlier", [False, True])
+def test_what_stops_the_first_epoch_leaves_the_earlier_model(earlier, error):
+    est = DCGMMEstimator(2, layers=STACK, **IMAGES)
+    if earlier:
+        est.fit(NOISE)
+    attributes = dict(vars(est))
+    with pytest.raises(error, match="stopped"):
+        est.fit(Batches(error))
+    assert vars(est) == attributes
+    if earlier:
+        np.testing.assert_array_equal(est.predict(NOISE), est.labels_)
+        np.testing.assert_array_equal(
+            est.score_samples(NOISE), clone(est).fit(NOISE).score_samples(NOISE)
+        )
 
 
 def test_threads_predict_what_one_thread_does(digits):

@@ -36,7 +36,7 @@ def test_a_mask_hides_what_nan_would(digits):
     mask = np.zeros((20, 8, 8), dtype=bool)
     mask[:, :, 4:] = True
     hidden = np.where(mask.reshape(20, -1), np.nan, X[:20])
-    for arguments in ({}, {"method": "sample", "random_state": 3}, {"sharpening_steps": 5}):
+    for arguments in ({}, {"method": "sample", "random_state": 3}):
         expected = est.impute(hidden, **arguments)
         np.testing.assert_array_equal(
             est.impute(X[:20], mask=mask.reshape(20, -1), **arguments), expected
@@ -45,8 +45,6 @@ def test_a_mask_hides_what_nan_would(digits):
         filled = est.impute(images, mask=torch.from_numpy(mask), **arguments)
         np.testing.assert_array_equal(filled, expected.reshape(-1, 8, 8))
         np.testing.assert_array_equal(filled[~mask], images[~mask])
-    assert (est.score_samples(est.impute(hidden, sharpening_steps=20))
-            >= est.score_samples(est.impute(hidden)) - 1e-3).all()  # fmt: skip
     whole_numbers = (X[:20] * 16).astype(np.uint8)
     assert np.isfinite(est.impute(whole_numbers, mask=mask.reshape(20, -1))).all()
     with pytest.raises(ValueError, match=r"mask must have the shape of X, \(20, 64\); got"):

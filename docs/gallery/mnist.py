@@ -38,7 +38,7 @@ for cluster in range(10):
     drawn, _ = est.sample(10, cluster=cluster, temperature=0, random_state=0)
     rows += [drawn, data.X_test[labels == cluster][:10]]
 images = np.concatenate(rows)
-display = SamplesDisplay.from_images(images, image_shape=data.image_shape, n_columns=20)
+display = SamplesDisplay(images, image_shape=data.image_shape, n_columns=20).plot()
 display.figure_.savefig("clusters_of_mnist.png", bbox_inches="tight")
 
 # %%

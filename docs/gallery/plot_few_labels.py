@@ -33,4 +33,4 @@ for name, model in [
 # %%
 # Eight images of each class, without pixel noise.
 images = np.concatenate([clf.sample(8, y=y, temperature=0, random_state=1)[0] for y in range(10)])
-SamplesDisplay.from_images(images, image_shape=data.image_shape, n_columns=8)
+SamplesDisplay(images, image_shape=data.image_shape, n_columns=8).plot()

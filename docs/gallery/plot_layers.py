@@ -2,13 +2,12 @@
 A model, read layer by layer
 ============================
 
-What a fitted stack has learnt can be looked at: parts in the first layer, how they go together in
-the tables of the next, and what each layer sees in an image in ``transform``.
+What a fitted stack has learnt can be looked at: parts in the first layer, and how they go together
+in the tables of the next. What each layer sees in an image is in :doc:`plot_readout`.
 """
 
 import matplotlib.pyplot as plt
 import numpy as np
-from sklearn.linear_model import LogisticRegression
 
 from skdcgmm import ConvGMM, DCGMMEstimator
 from skdcgmm.datasets import load_images
@@ -42,12 +41,3 @@ fig.colorbar(picture, ax=axes, label="probability")
 # %%
 # Parts, averaged by these tables, are the mean image of each top component.
 PrototypesDisplay.from_estimator(est, n_columns=15)
-
-# %%
-# ``transform_layers`` names the layers whose responsibilities are the features of an image; a
-# linear classifier tells what they know of the digits.
-for layers in ("parts", "whole", ["parts", "whole"]):
-    est.set_params(transform_layers=layers)
-    H_train, H_test = est.transform(data.X_train), est.transform(data.X_test)
-    clf = LogisticRegression(max_iter=1000).fit(H_train, data.y_train)
-    print(f"{layers}: {H_train.shape[1]} features, accuracy {clf.score(H_test, data.y_test):.3f}")

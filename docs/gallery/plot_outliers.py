@@ -70,7 +70,7 @@ print(search.best_params_, search.cv_results_["mean_test_score"].round(3))
 # %%
 # The test images of lowest score, the lowest first.
 order = np.argsort(model.score_samples(data.X_test))
-SamplesDisplay.from_images(data.X_test[order[:30]], image_shape=data.image_shape, n_columns=15)
+SamplesDisplay(data.X_test[order[:30]], image_shape=data.image_shape, n_columns=15).plot()
 
 # %%
 # Where is an image unlikely? Its log density, less that without a part, is the log density of that

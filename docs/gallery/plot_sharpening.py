@@ -21,7 +21,7 @@ sharp, values = est.sharpen(samples, n_steps=40, return_values=True)
 # Exact draws carry the pixel noise of their components, which sharpening takes away.
 fig, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
 for ax, images, title in zip(axes, (samples, sharp), ("samples", "sharpened"), strict=True):
-    SamplesDisplay.from_images(images, image_shape=data.image_shape, n_columns=6, ax=ax)
+    SamplesDisplay(images, image_shape=data.image_shape, n_columns=6).plot(ax=ax)
     ax.set_title(title)
 
 # %%

@@ -25,12 +25,10 @@ def rows_of_variants(layer):
 # %%
 # Test images on the left, and seven variants of each from the posterior of the top layer: other
 # images of the same components.
-display = SamplesDisplay.from_images(
-    rows_of_variants(-1), image_shape=data.image_shape, n_columns=8
-)
+display = SamplesDisplay(rows_of_variants(-1), image_shape=data.image_shape, n_columns=8).plot()
 display.ax_.set_title("variants from the top layer")
 
 # %%
 # From the first layer: its components are drawn from their posterior, which is nearly certain.
-display = SamplesDisplay.from_images(rows_of_variants(0), image_shape=data.image_shape, n_columns=8)
+display = SamplesDisplay(rows_of_variants(0), image_shape=data.image_shape, n_columns=8).plot()
 display.ax_.set_title("variants from the first layer")

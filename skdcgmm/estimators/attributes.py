@@ -51,11 +51,15 @@ def _from_user(values: Tensor, layer: Layer) -> Tensor:
 
 def _by_layer(name: str, doc: str) -> Any:
     """An attribute of arrays by layer name, which can be assigned to."""
-    return property(
-        lambda estimator: estimator._read(name),
-        lambda estimator, values: estimator._write(name, values),
-        doc=doc,
-    )
+
+    def read(estimator: Any) -> Arrays:
+        found: Arrays = estimator._read(name)
+        return found
+
+    def write(estimator: Any, values: Mapping[str, ArrayLike]) -> None:
+        estimator._write(name, values)
+
+    return property(read, write, doc=doc)
 
 
 class NamedLayers(BaseEstimator):

@@ -126,7 +126,7 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
         spherical.
     children_ : ndarray of shape (K - 1, 2)
         The tree by which the K top components are merged, as of
-        :class:`sklearn.cluster.AgglomerativeClustering`: numbers below K are components, K + i is
+        `AgglomerativeClustering`: numbers below K are components, K + i is
         what the merger i has made. Of more than 1000 components, only if `n_clusters` is given.
     distances_ : ndarray of shape (K - 1,)
         How far apart what is merged is, never falling. A large jump between two of the last tells

@@ -168,9 +168,7 @@ AFTER_TRAINING = {
 def test_what_stops_after_the_last_epoch_leaves_the_new_model(
     monkeypatch, objective, earlier, method, place, error
 ):
-    est = DCGMMEstimator(
-        2, layers=STACK, objective=objective, score_method="layer", **IMAGES
-    )  # fmt: skip
+    est = DCGMMEstimator(2, layers=STACK, objective=objective, score_method="layer", **IMAGES)
     if earlier:
         est.fit(NOISE)
     X = NOISE[:40, ::-1].copy()

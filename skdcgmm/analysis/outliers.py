@@ -12,6 +12,7 @@ from torch import Tensor
 
 from skdcgmm.data import FloatArray
 from skdcgmm.model.tree import MARGINAL, N_STATISTICS, SHORTFALL, Tree
+from skdcgmm.model.windows import images_last
 
 # Images whose scores are learned from.
 N_CALIBRATION = 10_000
@@ -35,6 +36,7 @@ def views(x: Tensor) -> list[Tensor]:
     list of Tensor of shape (N, C, H, W)
         The images themselves first; eight if they are square, else four.
     """
+    x = images_last(x)  # as layers read them, which copies need not be
     kept = [x, x.flip(2), x.flip(3), x.flip(2, 3)]
     return kept + [view.mT for view in kept] if x.shape[2] == x.shape[3] else kept
 

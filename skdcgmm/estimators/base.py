@@ -346,11 +346,16 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
             return self._stack.to(device)
 
     def _map(
-        self, images: Images, function: Callable[[Any, Tensor], Tensor], purpose: str | None = None
+        self,
+        images: Images,
+        function: Callable[[Any, Tensor], Tensor],
+        purpose: str | None = None,
+        n_held: int = 1,
     ) -> NDArray[Any]:
         """Map a function of the fitted mixtures and of image tensors over images.
 
-        With a `purpose`, for which there must be one density, they are a `Tree`.
+        With a `purpose`, for which there must be one density, they are a `Tree`. Of `n_held` passes
+        up the stack memory holds the numbers at a time.
         """
         if purpose is not None:
             check_joint(self._stack, purpose)
@@ -358,9 +363,8 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
         try:
             with computing(stack.like.device), torch.no_grad():
                 mixtures = stack()
-                return images.map(
-                    lambda x: function(mixtures, x), stack.like, mixtures.numbers_per_image
-                )
+                n_numbers = n_held * mixtures.numbers_per_image
+                return images.map(lambda x: function(mixtures, x), stack.like, n_numbers)
         except FloatingPointError as error:
             raise ValueError(
                 "X has values so far from those of fit that the densities of an image overflow, "

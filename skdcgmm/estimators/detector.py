@@ -11,6 +11,7 @@ from sklearn.base import OutlierMixin
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import KFold
 from sklearn.utils import check_random_state
+from torch import Tensor
 
 from skdcgmm.analysis.outliers import N_CALIBRATION, SCORES, OutlierScore
 from skdcgmm.data import Data, FloatArray, Images, IntArray
@@ -19,6 +20,7 @@ from skdcgmm.estimators.base import SCORE_METHODS, BaseDCGMM, check_joint
 from skdcgmm.estimators.checks import Seed, answer, refuse_stream, unchanged_on_failure
 from skdcgmm.model.specs import check_number
 from skdcgmm.model.stack import BaseStack
+from skdcgmm.model.tree import Tree
 from skdcgmm.training import ranks
 
 # Parts of the images to calibrate with that are scored by what the others say, and images for that.
@@ -313,9 +315,11 @@ class DCGMMOutlierDetector(NamedLayers, OutlierMixin, BaseDCGMM):
 
     def _measure(self, images: Images, score: OutlierScore) -> FloatArray:
         """Rows of numbers that a score is made of."""
-        return self._map(
-            images, lambda tree, x: score.measure(tree, x, images.complete), "an outlier score"
-        )
+
+        def measure(tree: Tree, x: Tensor) -> Tensor:
+            return score.measure(tree, x, images.complete)
+
+        return self._map(images, measure, "an outlier score", n_held=3)
 
     def _scores(self, images: Images) -> FloatArray:
         if not hasattr(self, "_outlier_score"):

@@ -8,7 +8,7 @@ cell of the layer below and each of K components above, over J components below.
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -99,15 +99,33 @@ def log_prob(scores: Tensor, tables: Tensor, kernel: Size) -> Tensor:
     return mix(by_cell, tables, kernel).permute(3, 2, 0, 1)
 
 
-def mix(scores: Tensor, tables: Tensor, kernel: Size) -> tuple[Tensor, Tensor]:
-    """`log_prob` without gradients, and the likelihoods of cells that it is made of.
+class Mix(NamedTuple):
+    """What `log_prob` is made of, without gradients.
 
-    The latter, (rows * h, columns * w, K, N), are relative to the best component of each cell.
+    Attributes
+    ----------
+    log_prob : Tensor of shape (N, K, rows, columns)
+    peak : Tensor of shape (H, W, 1, N)
+        Of the scores of each cell.
+    likelihoods : Tensor of shape (H, W, J, N)
+        Exponentials of the scores less their peak.
+    mixtures : Tensor of shape (rows * h, columns * w, K, N)
+        Mixtures of the likelihoods by tables.
     """
+
+    log_prob: Tensor
+    peak: Tensor
+    likelihoods: Tensor
+    mixtures: Tensor
+
+
+@torch.no_grad()
+def mix(scores: Tensor, tables: Tensor, kernel: Size) -> Mix:
+    """`log_prob` without gradients, and the likelihoods that it is made of."""
     peak, likelihoods = _likelihoods(scores.permute(2, 3, 1, 0), 2)  # (H, W, 1 or J, N)
     mixtures = _mixtures(likelihoods, tables, kernel)  # (rows * h, columns * w, K, N)
     log_mixtures = _log_products(peak, mixtures, kernel, tables.shape[-1])
-    return log_mixtures.permute(3, 2, 0, 1), mixtures
+    return Mix(log_mixtures.permute(3, 2, 0, 1), peak, likelihoods, mixtures)
 
 
 def shortfalls(mixtures: Tensor, weights: Tensor, size: Size, kernel: Size) -> Tensor:

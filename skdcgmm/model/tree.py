@@ -234,6 +234,7 @@ class Tree(Mixtures):
             found.append(tables.weights_below(found[-1], level.tables, level.kernel))
         return found[::-1]
 
+    @torch.no_grad()
     def statistics(self, x: Tensor, complete: bool = False) -> Tensor:
         """Numbers by which outliers stand out, in nats at the scale of the layers.
 
@@ -246,28 +247,34 @@ class Tree(Mixtures):
         -------
         Tensor of shape (N, 6 * (L - 1) + 1)
         """
-        marginal_weights = self._weights_below(self.log_weights.exp()[None, :, None, None])
-        *climbed, (_, whole) = self.climb(x, complete)
-        evidence = whole.flatten(1) + self.log_weights  # (N, K)
+        prior = self._weights_below(self.log_weights.exp()[None, :, None, None])
+        z = self.pixels.log_prob(x, complete)  # (N, K, rows, columns)
+        climbed = []
+        for level in self.levels:
+            mixed = tables.mix(z, level.tables, level.kernel)
+            climbed.append((z.permute(2, 3, 1, 0), mixed))  # (H, W, J, N)
+            z = mixed.log_prob
+        evidence = z.flatten(1) + self.log_weights  # (N, K)
         expected = self._weights_below(evidence.softmax(1)[..., None, None])
         columns = []
         # The top has no window of its own.
-        for (_, log_prob), prior, weights in zip(climbed, marginal_weights, expected, strict=False):
-            best = log_prob.amax(1)  # (N, rows, columns)
+        for (scores, mixed), before, after in zip(climbed, prior, expected, strict=False):
+            best = mixed.peak[:, :, 0]  # (H, W, N)
+            weights = after.permute(2, 3, 1, 0)  # (H, W, J, N)
             # Weights are positive: no sum below is smaller than that of the best component.
-            likelihood = (log_prob - best[:, None]).exp_()  # (N, K, rows, columns)
-            marginal = (likelihood * prior).sum(1).log()  # (N, rows, columns)
-            shortfall = -(likelihood * weights).sum(1).log()  # (N, rows, columns)
+            marginal = (before.permute(2, 3, 0, 1) @ mixed.likelihoods)[:, :, 0].log()  # (H, W, N)
+            shortfall = -(mixed.likelihoods * weights).sum(2).log()  # (H, W, N)
             columns += [
-                (best + marginal).sum((1, 2)),
-                (best - shortfall).sum((1, 2)),
-                (log_prob * weights).sum((1, 2, 3)),
-                best.sum((1, 2)),
-                shortfall.square().mean((1, 2)).sqrt(),
-                shortfall.amax((1, 2)),
+                (best + marginal).sum((0, 1)),
+                (best - shortfall).sum((0, 1)),
+                (scores * weights).sum((0, 1, 2)),
+                best.sum((0, 1)),
+                shortfall.square().mean((0, 1)).sqrt(),
+                shortfall.amax((0, 1)),
             ]  # each (N,)
         return torch.stack([*columns, evidence.logsumexp(1)], 1)
 
+    @torch.no_grad()
     def shortfalls(self, x: Tensor, complete: bool = False) -> tuple[Tensor, Tensor]:
         """The column SHORTFALL of the `statistics` of each layer, and the log density.
 
@@ -282,8 +289,9 @@ class Tree(Mixtures):
         z = self.pixels.log_prob(x, complete)  # (N, K, rows, columns)
         climbed = []
         for level in self.levels:
-            z, mixtures = tables.mix(z, level.tables, level.kernel)
-            climbed.append(mixtures)
+            mixed = tables.mix(z, level.tables, level.kernel)
+            z = mixed.log_prob
+            climbed.append(mixed.mixtures)
         evidence = z.flatten(1) + self.log_weights  # (N, K)
         weights = self._weights_below(evidence.softmax(1)[..., None, None], lowest=1)
         columns = []

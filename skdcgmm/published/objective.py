@@ -232,7 +232,7 @@ class Progress(NamedTuple):
     layers: dict[str, LayerProgress]
 
     def again(self) -> "Progress":
-        """Where another training of the same network begins: annealing goes on."""
+        """Where another training of the same stack begins: annealing goes on."""
         return self
 
 

@@ -241,7 +241,7 @@ class Clipped(Gaussian):
     @property
     def root_precisions(self) -> Tensor:
         """Inverse standard deviations."""
-        return self.roots
+        return self.roots if torch.is_grad_enabled() else self.roots.detach()
 
     @torch.no_grad()
     def start(self, x: Tensor, generator: torch.Generator) -> None:

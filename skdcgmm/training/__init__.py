@@ -101,7 +101,7 @@ class Outcome(NamedTuple):
     converged : bool
         Whether training ended before `max_epochs` since the value stood still.
     interrupted : bool
-        Whether the user stopped it; the stack is that of the last epoch in the history.
+        Whether the user stopped it.
     progress : Any
         Where the objective stands, to go on later.
     held_out : ndarray or None

@@ -208,10 +208,11 @@ class Gaussian(Pixels):
 
     def forward(self) -> GaussianDensity:
         """The density at the present parameters."""
-        single = self.means.dtype == torch.float32
-        in_double = single and self.least_variance < _FLOAT32_VARIANCE
+        # Without gradients now, none later: not even through natural parameters.
+        means = self.means if torch.is_grad_enabled() else self.means.detach()
+        in_double = means.dtype == torch.float32 and self.least_variance < _FLOAT32_VARIANCE
         return GaussianDensity(
-            self.means, self.root_precisions, self.windows, self.shift, self.scale, in_double
+            means, self.root_precisions, self.windows, self.shift, self.scale, in_double
         )
 
     @torch.no_grad()

@@ -202,6 +202,13 @@ def test_bad_sampling(est, parameters, message):
         est.sample(**parameters)
 
 
+@pytest.mark.parametrize("parameters", [{"n_steps": -1}, {"pull": -1.0}])
+def test_bad_sharpening(est, digits, parameters):
+    (name,) = parameters
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        est.sharpen(digits[0][:2], **parameters)
+
+
 @pytest.mark.parametrize("layer", [2, -3, "top", "maxpool1"])
 def test_unknown_score_layer(est, digits, layer):
     with pytest.raises(ValueError, match="must be a mixture layer"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,14 +11,20 @@ from scipy.optimize import brentq
 
 # Of K components, an image belongs at least to K to this power when overlaps are looked at.
 _SHARED_EXPONENT = 0.1
+# An image has nothing to do with components that are further below its likeliest than both this
+# many nats and this many times the temperature. Else, of kinds of images that are all far apart,
+# the most central would overlap most with all others, and swallow them.
+_MOST_NATS, _MOST_TEMPERED = 15.0, math.log(10)
 # Clusters whose posteriors have a smaller cosine have nothing to do with each other.
 _LEAST_COSINE = 1e-4
 # A cluster that holds less of an equal share than this is what was left over: it joins another.
 _LEFT_OVER = 0.02
-# Stands for nothing where one divides by it, and can be squared.
+# Of mergers that add as much to squared distances, the one of less mass comes first.
+_TIE = 1e-6
+# Stands for nothing where one divides by it.
 _TINY = 1e-60
-# What no score is less than, within single precision.
-_NEVER = np.float32(-1e30)
+# No score is less than this, which is within single precision.
+_NEVER = -1e30
 
 FloatArray = NDArray[np.floating[Any]]
 IntArray = NDArray[np.integer[Any]]
@@ -26,18 +33,21 @@ IntArray = NDArray[np.integer[Any]]
 def merge(
     scores: FloatArray, means: FloatArray, weight: FloatArray | None = None
 ) -> tuple[IntArray, FloatArray]:
-    """Tree by which components join whose posteriors overlap most, until one cluster is left.
+    """Tree of mergers, first of components whose posteriors overlap most, until one is left.
 
-    With p_i the posterior of cluster i given an image, which adds up when clusters merge, two
-    clusters are as far apart as -log cos(p_i, p_j), with E[p_i p_j] as scalar product, plus half
-    the log of the mass E[p_i] of the smaller one, relative to 1 / K: those join that are most
-    alike, and small ones before large ones. Where hardly any overlap is left, those join whose
-    means are nearest, as in Ward's method. A cluster of hardly any images joins another before all
-    that, at no distance of its own: with n clusters left, each has at least 0.02 / n of all mass.
+    With p_i the posterior of component i given an image, two components are apart by
 
-    Most likely images of many pixels differ by hundreds of nats, so that no posteriors overlap.
-    Then they are tempered, scores divided by a temperature, until some do; and distances are
-    multiplied by it, which makes them nats again.
+        -log(cosine of p_i and p_j) + log(K * smaller of E[p_i] and E[p_j]) / 2,
+
+    where E[p_i p_j] is the scalar product: the most alike join, and small ones before large ones.
+    Posteriors add up when components merge. Those that hardly overlap are farther apart than all
+    that do, and join as in Ward's method, by the squared distances of their means. A cluster of
+    hardly any images, of less than 0.02 / n of all mass while n clusters are left, does not wait
+    for that: it joins the one it is least apart from.
+
+    Most images of many pixels are likelier by hundreds of nats in one component than in any other,
+    so that nothing would overlap. Then scores are divided by a temperature, by which distances are
+    multiplied, so that they are in nats again.
 
     Parameters
     ----------
@@ -53,9 +63,10 @@ def merge(
         Nodes that join: those below K are components, node K + i is what merger i leads to, as in
         `sklearn.cluster.AgglomerativeClustering`.
     distances : ndarray of shape (K - 1,)
-        Log of one plus the distance in nats at which they join; it never decreases. A good number
-        of clusters is one before the largest step up, the n of largest
-        ``distances[K - n] - distances[K - n - 1]``, where n = K has ``distances[0]``.
+        Log of one plus the distance in nats at each merger, or at the farthest before it. A good
+        number of clusters n is where they rise most: the one of the largest
+        ``distances[K - n] - distances[K - n - 1]``, or ``distances[0]`` for n = K, of all numbers
+        in question.
 
     References
     ----------
@@ -65,18 +76,18 @@ def merge(
     J. H. Ward: Hierarchical grouping to optimize an objective function. Journal of the American
     Statistical Association 58, 1963.
     """
-    n_components = scores.shape[1]
     share = np.ones(len(scores)) if weight is None else weight.astype(np.float64)
     share /= share.sum()
     posterior, temperature = _overlapping_posterior(scores, share)  # (N, K)
-    rooted = posterior * np.sqrt(share)[:, None]  # (N, K) float64
     mass = np.maximum(share @ posterior, _TINY)  # (K,)
     mass /= mass.sum()
+    posterior = posterior * np.sqrt(share)[:, None]  # (N, K) in double precision
     sums = mass[:, None] * (means - mass @ means)  # (K, n_features)
-    children, apart = _agglomerate(np.stack([rooted.T @ rooted, sums @ sums.T]), mass)
-    distances = np.log1p(temperature * np.maximum.accumulate(np.maximum(apart, 0.0)))
-    assert len(children) == n_components - 1
-    return children, distances
+    scatter = (np.square(sums).sum(1) / mass).sum()
+    products = np.stack([posterior.T @ posterior, sums @ sums.T / max(scatter, _TINY)])
+    children, distances = _agglomerate(products, mass)
+    farthest = np.maximum.accumulate(np.maximum(distances, 0.0))  # (K - 1,)
+    return children, np.log1p(temperature * farthest)
 
 
 def cut(children: IntArray, n_clusters: int, mass: FloatArray) -> IntArray:
@@ -89,7 +100,7 @@ def cut(children: IntArray, n_clusters: int, mass: FloatArray) -> IntArray:
     n_clusters : int
         From 1 to K.
     mass : ndarray of shape (K,)
-        Of each component, such as its mixture weight.
+        Mass of each component, such as its mixture weight.
 
     Returns
     -------
@@ -107,12 +118,12 @@ def cut(children: IntArray, n_clusters: int, mass: FloatArray) -> IntArray:
 
 
 def _agglomerate(products: FloatArray, mass: FloatArray) -> tuple[IntArray, FloatArray]:
-    """Join the two nearest clusters, or the smallest if it is left over, until one is left.
+    """Mergers of the two clusters least apart, or of one that is left over, until one is left.
 
     Parameters
     ----------
     products : ndarray of shape (2, K, K)
-        Scalar products of posteriors, and of sums of centred means, which both add up.
+        Scalar products of posteriors, and of sums of centred means. Both add up.
     mass : ndarray of shape (K,)
 
     Returns
@@ -123,54 +134,49 @@ def _agglomerate(products: FloatArray, mass: FloatArray) -> tuple[IntArray, Floa
     """
     products, mass = products.copy(), mass.copy()
     n_components = len(mass)
-    scatter = max(float((np.diagonal(products[1]) / mass).sum()), _TINY)
-    apart = np.stack(
-        [_distances(i, products, mass, n_components, scatter) for i in range(n_components)]
-    )
     nodes = np.arange(n_components)
-    alive = np.ones(n_components, dtype=bool)
+    gone = np.zeros(n_components, dtype=bool)
+    apart = np.stack([_apart(i, products, mass) for i in range(n_components)])
     children = np.empty((n_components - 1, 2), dtype=np.int64)
     distances = np.empty(n_components - 1)
     for step in range(n_components - 1):
-        smallest = int(np.where(alive, mass, np.inf).argmin())
-        if mass[smallest] * (n_components - step) < _LEFT_OVER:
-            i, j, distances[step] = smallest, int(apart[smallest].argmin()), -np.inf
+        i = int(np.where(gone, np.inf, mass).argmin())
+        if mass[i] * (n_components - step) < _LEFT_OVER:
+            j = int(apart[i].argmin())
+            distances[step] = -np.inf
         else:
-            i, j = (int(n) for n in np.unravel_index(apart.argmin(), apart.shape))
+            i, j = divmod(int(apart.argmin()), n_components)
             distances[step] = apart[i, j]
         children[step] = sorted((nodes[i], nodes[j]))
         nodes[i] = n_components + step
         products[:, i] += products[:, j]
         products[:, :, i] += products[:, :, j]
         mass[i] += mass[j]
-        alive[j] = False
-        apart[i] = _distances(i, products, mass, n_components, scatter)
-        apart[i, ~alive] = np.inf
+        gone[j] = True
+        apart[i] = np.where(gone, np.inf, _apart(i, products, mass))
         apart[:, i] = apart[i]
         apart[j] = apart[:, j] = np.inf
     return children, distances
 
 
-def _distances(
-    i: int, products: FloatArray, mass: FloatArray, n_components: int, scatter: float
-) -> FloatArray:
-    """How far one cluster is from all, and infinitely far from itself.
+def _apart(i: int, products: FloatArray, mass: FloatArray) -> FloatArray:
+    """Distances, as described in `merge`, of one cluster from all; infinite from itself.
 
-    Beyond all that overlap are those that hardly do, by what share of the scatter of means joining
-    them adds to that within clusters.
+    Clusters that hardly overlap are apart by as much as any that do, and more by that part of the
+    scatter of means which joining them moves into clusters.
     """
     overlap, product = products
     squares = np.maximum(np.diagonal(overlap), _TINY)
     cosine = overlap[i] / np.sqrt(squares[i] * squares)  # (K,)
-    small = np.minimum(mass[i], mass)  # (K,)
-    near = 0.5 * np.log(n_components * small) - np.log(np.maximum(cosine, _LEAST_COSINE))
+    smaller, both = np.minimum(mass[i], mass), mass[i] + mass  # (K,)
+    near = 0.5 * np.log(len(mass) * smaller) - np.log(np.maximum(cosine, _LEAST_COSINE))
     lengths = np.diagonal(product) / mass**2
     squared = lengths[i] + lengths - 2 * product[i] / (mass[i] * mass)  # (K,)
-    added = squared * mass[i] * mass / (mass[i] + mass) / scatter
-    far = (0.5 * np.log(n_components) - np.log(_LEAST_COSINE)) * (1 + added)
-    distances: FloatArray = np.where(cosine < _LEAST_COSINE, far, near)
-    distances[i] = np.inf
-    return distances
+    added = squared * mass[i] * mass / both * (1 + _TIE * both)
+    far = (0.5 * np.log(len(mass)) - np.log(_LEAST_COSINE)) * (1 + added)
+    apart: FloatArray = np.where(cosine < _LEAST_COSINE, far, near)
+    apart[i] = np.inf
+    return apart
 
 
 def _overlapping_posterior(scores: FloatArray, share: FloatArray) -> tuple[FloatArray, float]:
@@ -180,7 +186,7 @@ def _overlapping_posterior(scores: FloatArray, share: FloatArray) -> tuple[Float
     ----------
     scores : ndarray of shape (N, K)
     share : ndarray of shape (N,)
-        Of each image in the average, sums to one.
+        Of each image in the average; adds up to one.
 
     Returns
     -------
@@ -189,21 +195,21 @@ def _overlapping_posterior(scores: FloatArray, share: FloatArray) -> tuple[Float
         At least 1.
     """
     # Single precision is enough, and several times as fast.
-    relative = np.maximum(scores - scores.max(1, keepdims=True), _NEVER).astype(np.float32)
+    nats = np.maximum(scores - scores.max(1, keepdims=True), _NEVER).astype(np.float32)  # (N, K)
 
     def excess(log_temperature: float) -> float:
-        coldness = np.float32(np.exp(-log_temperature))
-        values = np.exp(relative * coldness)
+        """Excess of the mean entropy over what is wanted."""
+        coldness = np.float32(math.exp(-log_temperature))
+        values = np.exp(nats * coldness)
         sums = values.sum(1)
-        mean = np.einsum("nk,nk->n", values, relative) / sums * coldness
-        return float(share @ (np.log(sums) - mean)) - target
+        entropy = np.log(sums) - coldness * np.einsum("nk,nk->n", values, nats) / sums  # (N,)
+        return float(share @ entropy) - _SHARED_EXPONENT * math.log(nats.shape[1])
 
-    target = _SHARED_EXPONENT * np.log(scores.shape[1])
-    log_temperature, high = 0.0, 1.0
+    temperature, high = 1.0, 1.0
     if excess(0.0) < 0:
         while excess(high) < 0:
             high *= 2
-        log_temperature = float(brentq(excess, 0.0, high, xtol=1e-3))
-    temperature = float(np.exp(log_temperature))
-    posterior = np.exp(relative / np.float32(temperature))
+        temperature = math.exp(brentq(excess, 0.0, high, xtol=1e-3))
+    nats[nats < -max(_MOST_NATS, _MOST_TEMPERED * temperature)] = -np.inf
+    posterior = np.exp(nats / np.float32(temperature))
     return posterior / posterior.sum(1, keepdims=True), temperature

@@ -145,7 +145,6 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
                 checkpoint.check_images(" ".join(ranks.gather(data.identity)))
             shown = {"X": X, "y": y}
             outcome = self._train(stack, progress, data, rng, keep, checkpoint, shown)
-            self._finish(data, outcome.held_out, rng)
             self._set_labels(images)
             if not outcome.interrupted:
                 checkpoint.remove()
@@ -273,18 +272,19 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
                     # Few images say nothing of what a label weighs.
                     some = replace(data.sample(batch_size, rng), y=None)
                     check_finite(objective, some.batch(np.arange(len(some)), stack.like))
+                if chunk and progress:
+                    outcome.history[0]["epoch"] = len(self.history_) + 1
+                    outcome.history[:0] = self.history_
+                outcome = outcome._replace(progress=objective.progress, held_out=epochs.held_out)
+                self._adopt(stack, outcome, data)
+                keep()
+                self._finish(data, outcome.held_out, rng)
             except FloatingPointError as error:
                 raise ValueError(
                     f"learning_rate={rate} made training diverge: {error}. Choose a smaller one; "
                     f"the default is {defaults.learning_rate}. Or look for extreme values in X, "
                     "which do the same."
                 ) from error
-            if chunk and progress:
-                outcome.history[0]["epoch"] = len(self.history_) + 1
-                outcome.history[:0] = self.history_
-            outcome = outcome._replace(progress=objective.progress, held_out=epochs.held_out)
-            self._adopt(stack, outcome, data)
-            keep()
             report.end()
         return outcome
 

@@ -383,6 +383,10 @@ def refuse_stream(X: object, method: str, others: str) -> None:
         raise TypeError(f"{method} needs an array; got {kind}. Call {others}.")
 
 
+# What scikit-learn sets on an estimator while callbacks watch it.
+_OF_CALLBACKS = ("_callback_fit_ctx", "_skl_callbacks_to_teardown")
+
+
 @contextmanager
 def unchanged_on_failure(estimator: BaseEstimator) -> Iterator[Callable[[], None]]:
     """Take back what has been set on an estimator, should an error occur.
@@ -393,7 +397,7 @@ def unchanged_on_failure(estimator: BaseEstimator) -> Iterator[Callable[[], None
 
     def keep() -> None:
         nonlocal before
-        before = estimator.__dict__.copy()
+        before = {k: v for k, v in estimator.__dict__.items() if k not in _OF_CALLBACKS}
 
     try:
         with ordinary_tensors():

@@ -248,7 +248,7 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
         some = data.sample(sample_size(data.shape), rng)
         scores = self._map(some, lambda mixtures, x: mixtures.scores(x, some.complete))
         if not np.isfinite(scores).all():
-            raise ValueError("X has images of no finite density. Look for extreme values in X.")
+            raise FloatingPointError("images have no finite scores")
         with computing(self._stack.like.device), torch.no_grad():
             means = (self._stack().component_means() / self._stack.pixels.unit).flatten(1)
         weight = None if some.weight is None else ranks.together(some.weight)
@@ -292,6 +292,7 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
                     )
                 images = self._check_fitted_images(X)
                 data = checks.check_weights(sample_weight, images)
+                check_n_clusters(self.n_clusters, self._stack.top.n_components)
                 stack, progress = copy.deepcopy(self._stack_in_place()), self._progress
             else:
                 shape = checks.check_image_shape(self.image_shape)
@@ -299,7 +300,6 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
                 data = checks.check_weights(sample_weight, images)
                 stack, progress = self._start(data, rng)
             self._train(stack, progress, data, rng, keep, Checkpoint(rng=rng))
-            self._finish(data, None, rng)
             self._set_labels(images)
         return self
 

@@ -71,7 +71,7 @@ class GenerativeDCGMM(BaseDCGMM):
         return rows.numpy(), torch.cat(drawn).numpy()
 
     def score_samples(self, X: Any) -> Any:
-        """Score of each image by `score_method`.
+        """Log density of each image, or the log-likelihood of a layer, by `score_method`.
 
         Parameters
         ----------

@@ -211,7 +211,7 @@ class Tree(Mixtures):
         return self.log_prob(x)
 
     def in_units(self, log_prob: Tensor, x: Tensor, complete: bool = False) -> Tensor:
-        """Log densities (N,) in units of the layers as those in units of the images."""
+        """Log densities (N,) of what the layers see, as those of images, of another volume."""
         return log_prob - self.pixels.log_volume(x, complete).sum((1, 2))
 
     def class_probabilities(self, x: Tensor, complete: bool = False) -> Tensor:

@@ -11,7 +11,7 @@ from torch.nn import functional
 from skdcgmm.model import tables, windows
 from skdcgmm.model.pixels import PixelDensity
 from skdcgmm.model.pixels.gaussian import Gaussian
-from skdcgmm.model.specs import Layer
+from skdcgmm.model.specs import Layer, check_choice
 from skdcgmm.model.stack import MIN_WEIGHT, BaseStack
 from skdcgmm.model.tree import Climb, Generation, Mixtures, Tree
 from skdcgmm.model.windows import Windows
@@ -170,19 +170,18 @@ class LayerwiseStack(BaseStack):
     def __init__(self, layers: Sequence[Layer], n_classes: None = None) -> None:
         del n_classes  # only one density of images and classes has some
         mixtures = [layer for layer in layers if layer.is_mixture]
-        super().__init__(
-            layers,
-            [
+        emissions = []
+        for layer in mixtures:
+            kind = layer.spec.covariance_type
+            check_choice(f"{layer.name}__covariance_type", kind, ("diag", "spherical"))
+            spherical, has_units = kind == "spherical", layer is layers[0]
+            emissions.append(
                 Clipped(
-                    layer.windows,
-                    layer.n_components,
-                    layer.positions,
-                    spherical=layer.spec.covariance_type == "spherical",
-                    has_units=layer is layers[0],
+                    layer.windows, layer.n_components, layer.positions,
+                    spherical=spherical, has_units=has_units,
                 )
-                for layer in mixtures
-            ],
-        )
+            )  # fmt: skip
+        super().__init__(layers, emissions)
         self.logits = nn.ParameterList(
             torch.zeros(layer.n_components, *layer.positions) for layer in mixtures
         )

@@ -124,7 +124,15 @@ class Report:
 class Checkpoint:
     """A file of what a training has reached, written from time to time, to go on from.
 
-    Of several processes the first one writes the file, and tells the others what it has read.
+    Of several processes the first one writes the file, and tells the others what it has read. It
+    has the format of saved estimators (`skdcgmm.files`) and holds
+
+    - "settings": the parameters of the estimator, as text, and "data": what tells its images from
+      others; a training with others does not go on from the file;
+    - "stack": the arrays of its stack, which is built from the parameters;
+    - "progress": where the objective stands, with the optimizer's state;
+    - "standing": how far the epochs have got, with their history and the best parameters;
+    - "start", "epoch": random states at the start of the training, and of the epoch by process.
 
     Parameters
     ----------
@@ -165,10 +173,10 @@ class Checkpoint:
         self._saved: dict[str, Any] | None = ranks.of_first(self._load())
         if self._saved is not None:
             for name, value in (parameters or {}).items():
-                self._check(name, self._saved["parameters"].get(name), value)
+                self._check(name, self._saved["settings"].get(name), value)
             rng = self._saved["start"]
         self.rng = rng
-        self._origin: dict[str, Any] = {"parameters": parameters, "start": copy.deepcopy(rng)}
+        self._origin: dict[str, Any] = {"settings": parameters, "start": copy.deepcopy(rng)}
         self._epoch: list[RandomState] = []
 
     def _load(self) -> dict[str, Any] | None:
@@ -197,9 +205,9 @@ class Checkpoint:
         ValueError
             If they differ.
         """
-        self._origin["images"] = images
+        self._origin["data"] = images
         if self._saved is not None:
-            self._check("X", self._saved["images"], images)
+            self._check("X", self._saved["data"], images)
 
     def restore(self, stack: nn.Module, rng: RandomState) -> tuple[Any, Standing] | None:
         """Put a stack and a generator where the earlier training left them; and its progress."""

@@ -60,7 +60,10 @@ class PixelDensity(ABC):
 
     @abstractmethod
     def mean(self, weights: Tensor) -> Tensor:
-        """Mean images (N, C, H, W) given weights (N, K, rows, columns) of the components."""
+        """Mean images (N, C, H, W) given weights (N, K, rows, columns) of the components.
+
+        Of the components only: values are taken to be independent of each other given those.
+        """
 
 
 class Pixels(nn.Module, ABC):

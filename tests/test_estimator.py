@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sklearn import config_context
 from sklearn.base import clone, is_clusterer
 from sklearn.datasets import load_digits, make_blobs
-from sklearn.metrics import adjusted_rand_score
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from sklearn.mixture import GaussianMixture
 from sklearn.model_selection import GridSearchCV, KFold, cross_val_score
 from sklearn.pipeline import Pipeline
@@ -376,6 +376,39 @@ def test_draws_of_a_cluster_are_from_its_components(digits):
             np.testing.assert_array_equal(labels, cluster)
             components = np.rint(drawn.mean(1) / 100).astype(int)
             assert set(components) == set(np.flatnonzero(est.clusters_ == cluster))
+
+
+def test_draws_are_of_the_clusters_that_they_are_taken_for(merged):
+    images, labels = merged.sample(2000, random_state=0)
+    weights = merged.weights_["convgmm2"]
+    n_clusters = merged.n_clusters
+    expected = np.array([weights[merged.clusters_ == c].sum() for c in range(n_clusters)])
+    found = np.bincount(labels, minlength=n_clusters) / 2000
+    assert (np.abs(found - expected) < 5 * np.sqrt(expected * (1 - expected) / 2000) + 1e-3).all()
+    assert (merged.predict(images) == labels).mean() > 0.8
+
+
+def test_merged_clusters_find_more_than_as_many_components(digits):
+    X, y = digits
+    est = DCGMMEstimator(10, image_shape=(8, 8), max_epochs=15, random_state=0)
+    merged = clone(est).fit(X)
+    n_parts = merged.weights_["convgmm1"].shape[-1]
+    few = est.set_params(layers=[ConvGMM(n_parts, 4, shared=False), ConvGMM(10)]).fit(X)
+    scores = [normalized_mutual_info_score(y, e.labels_) for e in (merged, few)]
+    assert scores[0] > scores[1]
+
+
+def test_warm_starts_and_chunks_merge_anew(digits):
+    X = digits[0]
+    est = DCGMMEstimator(5, image_shape=(8, 8), max_epochs=2, warm_start=True, random_state=0)
+    est.fit(X).set_params(n_clusters=7, max_epochs=1).fit(X)
+    assert set(est.clusters_) == set(range(7))
+    est.set_params(n_clusters=4)
+    for part in np.array_split(X, 3):
+        before = est.distances_
+        est.partial_fit(part)
+        assert set(est.clusters_) == set(range(4))
+        assert not np.array_equal(est.distances_, before)
 
 
 def test_the_tree_is_as_of_agglomerative_clustering(merged):

@@ -18,10 +18,14 @@ _MOST_NATS, _MOST_TEMPERED = 15.0, math.log(10)
 # Clusters whose posteriors have a smaller cosine have nothing to do with each other.
 _LEAST_COSINE = 1e-4
 # A cluster that holds less of an equal share than this is what was left over: it joins another.
-_LEFT_OVER = 0.02
+_LEFT_OVER = 0.05
+# Mass of components without images, which lets their means tell what they join.
+_LEAST_MASS = 1e-9
 # Of mergers that add as much to squared distances, the one of less mass comes first.
 _TIE = 1e-6
 # Stands for nothing where one divides by it.
+# Images whose posteriors are multiplied at a time.
+_BLOCK = 1000
 _TINY = 1e-60
 # No score is less than this, which is within single precision.
 _NEVER = -1e30
@@ -42,7 +46,7 @@ def merge(
     where E[p_i p_j] is the scalar product: the most alike join, and small ones before large ones.
     Posteriors add up when components merge. Those that hardly overlap are farther apart than all
     that do, and join as in Ward's method, by the squared distances of their means. A cluster of
-    hardly any images, of less than 0.02 / n of all mass while n clusters are left, does not wait
+    hardly any images, of less than 0.05 / n of all mass while n clusters are left, does not wait
     for that: it joins the one it is least apart from.
 
     Most images of many pixels are likelier by hundreds of nats in one component than in any other,
@@ -79,12 +83,15 @@ def merge(
     share = np.ones(len(scores)) if weight is None else weight.astype(np.float64)
     share /= share.sum()
     posterior, temperature = _overlapping_posterior(scores, share)  # (N, K)
-    mass = np.maximum(share @ posterior, _TINY)  # (K,)
+    mass = np.maximum(share @ posterior, _LEAST_MASS)  # (K,)
     mass /= mass.sum()
-    posterior = posterior * np.sqrt(share)[:, None]  # (N, K) in double precision
+    overlap = np.zeros((len(mass), len(mass)))
+    for start in range(0, len(posterior), _BLOCK):  # in double precision, a part at a time
+        part = posterior[start : start + _BLOCK] * np.sqrt(share[start : start + _BLOCK, None])
+        overlap += part.T @ part
     sums = mass[:, None] * (means - mass @ means)  # (K, n_features)
     scatter = (np.square(sums).sum(1) / mass).sum()
-    products = np.stack([posterior.T @ posterior, sums @ sums.T / max(scatter, _TINY)])
+    products = np.stack([overlap, sums @ sums.T / max(scatter, _TINY)])
     children, distances = _agglomerate(products, mass)
     farthest = np.maximum.accumulate(np.maximum(distances, 0.0))  # (K - 1,)
     return children, np.log1p(temperature * farthest)
@@ -195,7 +202,8 @@ def _overlapping_posterior(scores: FloatArray, share: FloatArray) -> tuple[Float
         At least 1.
     """
     # Single precision is enough, and several times as fast.
-    nats = np.maximum(scores - scores.max(1, keepdims=True), _NEVER).astype(np.float32)  # (N, K)
+    nats = (scores - scores.max(1, keepdims=True)).astype(np.float32, copy=False)  # (N, K)
+    np.maximum(nats, _NEVER, out=nats)
 
     def excess(log_temperature: float) -> float:
         """Excess of the mean entropy over what is wanted."""
@@ -211,5 +219,7 @@ def _overlapping_posterior(scores: FloatArray, share: FloatArray) -> tuple[Float
             high *= 2
         temperature = math.exp(brentq(excess, 0.0, high, xtol=1e-3))
     nats[nats < -max(_MOST_NATS, _MOST_TEMPERED * temperature)] = -np.inf
-    posterior = np.exp(nats / np.float32(temperature))
-    return posterior / posterior.sum(1, keepdims=True), temperature
+    nats /= np.float32(temperature)
+    posterior = np.exp(nats, out=nats)
+    posterior /= posterior.sum(1, keepdims=True)
+    return posterior, temperature

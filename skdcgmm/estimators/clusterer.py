@@ -245,7 +245,11 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
         n_components = self._stack.top.n_components
         if (self.n_clusters is None and n_components > _MAX_MERGED) or n_components == 1:
             return
-        some = data.sample(sample_size(data.shape), rng)
+        n_images = sample_size(data.shape)
+        if isinstance(data, Images) and len(data) <= n_images:
+            some = data
+        else:
+            some = data.sample(n_images, rng)
         scores = self._map(some, lambda mixtures, x: mixtures.scores(x, some.complete))
         if not np.isfinite(scores).all():
             raise FloatingPointError("images have no finite scores")

@@ -6,7 +6,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -193,11 +193,12 @@ class Tree(Mixtures):
 
     def climb(self, x: Tensor, complete: bool = False) -> Climb:
         """Go up from images; log densities by component are the input of the next layer."""
-        z = self.pixels.log_prob(x, complete)  # (N, K, rows, columns)
-        yield self.names[0], z
-        yield from self._climb_from(z)
+        return self._climb_from(lambda: self.pixels.log_prob(x, complete))
 
-    def _climb_from(self, z: Tensor) -> Climb:
+    def _climb_from(self, first: Callable[[], Tensor]) -> Climb:
+        # Nothing but the loop refers to what is below, so that memory holds two layers at a time.
+        z = first()  # (N, K, rows, columns)
+        yield self.names[0], z
         for name, level in zip(self.names[1:], self.levels, strict=True):
             z = tables.log_prob(z, level.tables, level.kernel)  # (N, K, rows, columns)
             yield name, z
@@ -309,7 +310,7 @@ class Tree(Mixtures):
             z = self.pixels.log_prob(x, complete)  # (N, K, rows, columns)
         with torch.enable_grad():
             z.requires_grad_()
-            by_name = {self.names[0]: z, **dict(self._climb_from(z))}
+            by_name = dict(self._climb_from(lambda: z))
             whole = by_name[self.names[-1]].flatten(1)  # (N, K)
             value = tables.check_finite((whole + self.log_weights).logsumexp(1)).sum()
             # The posterior is the derivative of the log density by what it weighs.

@@ -6,8 +6,10 @@ authority on shapes.
 """
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -60,6 +62,19 @@ class Windows(NamedTuple):
     def fold_mean(self, patches: Tensor) -> Tensor:
         """Average of patches (rows * columns, N, n_values) on their windows, (N, C, H, W)."""
         return fold_mean(patches, self.size, self.kernel, self.stride)
+
+
+@lru_cache
+def cells_inside(windows: Windows) -> Tensor:
+    """Number of cells of each window inside the border, (rows, columns), on the CPU."""
+    rows, columns = (
+        (n - s * torch.arange(g, device="cpu")).clamp_max(k)
+        for n, k, s, g in zip(
+            windows.size, windows.kernel, windows.stride, windows.grid, strict=True
+        )
+    )
+    inside: Tensor = rows[:, None] * columns
+    return inside
 
 
 def grid_size(size: Size, kernel: Size, stride: Size) -> Size:

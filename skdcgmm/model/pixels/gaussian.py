@@ -17,7 +17,15 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from skdcgmm.model.pixels import PixelDensity, Pixels, n_inside, pick_windows
-from skdcgmm.model.windows import Size, Windows, images_last, overhang, pad, unfold
+from skdcgmm.model.windows import (
+    Size,
+    Windows,
+    cells_inside,
+    images_last,
+    overhang,
+    pad,
+    unfold,
+)
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -103,7 +111,7 @@ class GaussianDensity(PixelDensity):
         if self.scale is None:
             return x.new_zeros(1, *self.windows.grid)
         if complete:
-            return self._log_volume
+            return cells_inside(self.windows).to(self.scale)[None] * self.scale.log().sum()
         values = self.windows.unfold((~x.isnan()) * self.scale.log())  # (R, N, D)
         return values.sum(2).T.view(len(x), *self.windows.grid)
 
@@ -139,12 +147,6 @@ class GaussianDensity(PixelDensity):
         if self.in_double:
             means, roots = means.double(), roots.double()
         return natural(means, roots, summed)
-
-    @cached_property
-    def _log_volume(self) -> Tensor:
-        assert self.scale is not None
-        values = self.scale.log().expand(1, *self.windows.input_shape)  # (1, C, H, W)
-        return self.windows.unfold(values).sum(2).T.view(1, *self.windows.grid)
 
 
 class Gaussian(Pixels):

@@ -332,6 +332,27 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
 
     # --- prediction -----------------------------------------------------------------------------
 
+    def score_samples(self, X: Any) -> Any:
+        """Log density of each image, or the log-likelihood of a layer, by `score_method`.
+
+        Parameters
+        ----------
+        X : array-like or Tensor, as in `fit`
+
+        Returns
+        -------
+        ndarray or Tensor of shape (n_samples,)
+            In nats; the density in the units of X, of the observed values of each image.
+
+        Raises
+        ------
+        ValueError
+            If a layer-wise stack of several layers, which has no density, is asked for one.
+        """
+        images = self._check_fitted_images(X)
+        check_choice("score_method", self.score_method, SCORE_METHODS)
+        return checks.answer(X, self._score(images, self.score_method, self.score_layer))
+
     def _check_fitted_images(self, X: Any) -> Images:
         check_is_fitted(self)
         return checks.check_images(self, X, self._stack.image_shape, reset=False)

@@ -10,7 +10,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from skdcgmm.data import FloatArray, Images
-from skdcgmm.estimators.base import SCORE_METHODS, BaseDCGMM
+from skdcgmm.estimators.base import BaseDCGMM
 from skdcgmm.estimators.checks import Seed, answer, check_mask, make_generator
 from skdcgmm.model import computing, tables
 from skdcgmm.model.specs import check_choice, check_number
@@ -69,27 +69,6 @@ class GenerativeDCGMM(BaseDCGMM):
                     drawn.append(tables.sample(labels[part], generation.generator).cpu())
         rows = torch.cat(images).reshape(n_samples, *self._row_shape)
         return rows.numpy(), torch.cat(drawn).numpy()
-
-    def score_samples(self, X: Any) -> Any:
-        """Log density of each image, or the log-likelihood of a layer, by `score_method`.
-
-        Parameters
-        ----------
-        X : array-like or Tensor, as in `fit`
-
-        Returns
-        -------
-        ndarray or Tensor of shape (n_samples,)
-            In nats; the density in the units of X, of the observed values of each image.
-
-        Raises
-        ------
-        ValueError
-            If a layer-wise stack of several layers, which has no density, is asked for one.
-        """
-        images = self._check_fitted_images(X)
-        check_choice("score_method", self.score_method, SCORE_METHODS)
-        return answer(X, self._score(images, self.score_method, self.score_layer))
 
     def _log_density(self, X: Any) -> FloatArray:
         """Log density of each image, in double precision."""

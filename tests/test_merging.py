@@ -133,7 +133,7 @@ def test_mergers_are_a_tree_whose_cuts_are_nested(n_components, seed, sharpness)
     for pair in children:
         sizes.append(sizes[pair[0]] + sizes[pair[1]])
     # Ranks for heights: then scipy has no ties.
-    ranks = np.arange(n_components - 1.0)
+    ranks = np.arange(1.0, n_components)
     linkage = np.column_stack([children, ranks, sizes[n_components:]])
     mass = rng.random(n_components)
     finer = np.arange(n_components)

@@ -319,3 +319,18 @@ def test_long_use_takes_no_more_memory(tmp_path):
     before = resident_mib()
     use(100)
     assert resident_mib() - before < 3
+
+
+def test_a_model_without_finite_scores_is_no_fit(digits, monkeypatch):
+    """What was trained stays after an interrupt, but not if it turns out to be of no use."""
+    X = digits[0][:300]
+    est = DCGMMEstimator(3, image_shape=(8, 8), max_epochs=2, random_state=0).fit(X)
+    before = est.predict_proba(X)
+
+    def overflow(*arguments):
+        raise FloatingPointError("images have no finite scores")
+
+    monkeypatch.setattr("skdcgmm.estimators.clusterer.merge", overflow)
+    with pytest.raises(ValueError, match="made training diverge"):
+        est.set_params(max_epochs=1, random_state=1).fit(X)
+    np.testing.assert_array_equal(est.predict_proba(X), before)

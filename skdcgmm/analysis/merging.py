@@ -115,10 +115,10 @@ def cut(children: IntArray, n_clusters: int, mass: FloatArray) -> IntArray:
         The cluster of each component, from 0; those of large mass come first.
     """
     n_components = len(children) + 1
-    nodes = np.arange(n_components)
-    for i, pair in enumerate(children[: n_components - n_clusters]):
-        nodes[np.isin(nodes, pair)] = n_components + i
-    labels = np.unique(nodes, return_inverse=True)[1]
+    nodes = np.arange(2 * n_components - n_clusters)
+    for i in reversed(range(n_components - n_clusters)):  # from the last merger down
+        nodes[children[i]] = nodes[n_components + i]
+    labels = np.unique(nodes[:n_components], return_inverse=True)[1]
     order = np.argsort(-np.bincount(labels, mass), kind="stable")
     ranks: IntArray = np.argsort(order)[labels]
     return ranks

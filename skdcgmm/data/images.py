@@ -182,7 +182,7 @@ class Images:
         return self.take(rng.choice(len(self), n_drawn, replace=False, p=share))
 
     def hide(self, mask: NDArray[np.bool_]) -> "Images":
-        """The same with pixels missing where the mask (n_samples, features) is true."""
+        """Images with pixels missing where the mask (n_samples, features) is true."""
         if not mask.any():
             return self
         rows = self.rows.astype(np.float64 if self.dtype == torch.float64 else np.float32)
@@ -240,7 +240,7 @@ class Images:
         n_held_out = 0
         if validation_fraction is not None:
             n_held_out = round(validation_fraction * len(self))
-            n_held_out = min(len(self) - 1, max(1, n_held_out))
+            n_held_out = max(0, min(len(self) - 1, max(1, n_held_out)))
         held_out, kept = order[:n_held_out], order[n_held_out:]
         images = self
         if self.weight is not None:
@@ -253,12 +253,12 @@ class Images:
                 yield images.batch(part, like, label_weight)
 
         n_batches = -(-total(len(kept)) // batch_size)
-        if not n_held_out:
+        if not total(n_held_out):
             return Epochs(n_batches, lambda: batches(rng.permutation(kept), n_batches))
         return Epochs(
             n_batches,
             lambda: batches(rng.permutation(kept), n_batches),
-            lambda: batches(held_out, -(-n_held_out // batch_size)),
+            lambda: batches(held_out, max(1, -(-n_held_out // batch_size))),
             held_out,
         )
 

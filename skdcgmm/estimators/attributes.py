@@ -338,8 +338,10 @@ def _notes(estimator: Any) -> list[str]:
         lines.append("Rows are plain features; for images, set image_shape.")
     held_out = ""
     if "validation_loss" in last:
-        best = max(estimator.history_, key=lambda row: row["validation_loss"])
-        held_out = f", {best['validation_loss']:.4g} held out after epoch {best['epoch']:.0f}"
+        held_out = f", {last['validation_loss']:.4g} held out"
+        if estimator._fitted_objective == "joint":
+            best = max(estimator.history_, key=lambda row: row["validation_loss"])
+            held_out = f", {best['validation_loss']:.4g} held out after epoch {best['epoch']:.0f}"
     end = ", until it stood still" if estimator.converged_ else ""
     lines.append(f"{estimator.n_iter_} epochs; log-likelihood {last['loss']:.4g}{held_out}{end}.")
     return lines

@@ -78,6 +78,7 @@ def read_images(
             return check_batch(estimator, batch, image_shape, first=first)
 
         data = Stream(X, read, batch_size, rng)
+        ranks.check_together(data)
     else:
         images = check_images(estimator, X, image_shape, reset=True, min_samples=2)
         if labels is not None:
@@ -89,7 +90,6 @@ def read_images(
                     "sample_weight must leave some labelled image a weight; all are zero."
                 )
             data = spread_labels(data, rng, check_device(estimator.device))
-    ranks.check_together(data)
     return images, data
 
 
@@ -269,6 +269,7 @@ def check_weights(sample_weight: Any, images: Images) -> Images:
     ValueError
         If they are not one non-negative number an image, or all are zero.
     """
+    ranks.check_together(images)
     given = ranks.gather(sample_weight is not None)
     if len(set(given)) > 1:
         raise ValueError(f"sample_weight must be given in all processes, or in none; got {given}.")
@@ -391,19 +392,20 @@ _OF_CALLBACKS = ("_callback_fit_ctx", "_skl_callbacks_to_teardown")
 def unchanged_on_failure(estimator: BaseEstimator) -> Iterator[Callable[[], None]]:
     """Take back what has been set on an estimator, should an error occur.
 
-    The context gives a function: what has been set before it is called is kept.
+    The context gives a function: what has been set before it is called is kept, unless the error
+    is that of a value, which says that it is of no use.
     """
-    before = estimator.__dict__.copy()
+    before = kept = estimator.__dict__.copy()
 
     def keep() -> None:
-        nonlocal before
-        before = {k: v for k, v in estimator.__dict__.items() if k not in _OF_CALLBACKS}
+        nonlocal kept
+        kept = {k: v for k, v in estimator.__dict__.items() if k not in _OF_CALLBACKS}
 
     try:
         with ordinary_tensors():
             yield keep
-    except BaseException:
-        estimator.__dict__ = before
+    except BaseException as error:
+        estimator.__dict__ = before if isinstance(error, ValueError | TypeError) else kept
         raise
 
 

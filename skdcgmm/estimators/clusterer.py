@@ -91,7 +91,8 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
         Number of epochs without progress that end training.
     validation_fraction : float, default=None
         Share of X set aside to judge progress; the model is then that of the epoch in which they
-        were likeliest. None judges by the training loss.
+        were likeliest, of a layer-wise stack of those after annealing. None judges by the training
+        loss.
     warm_start : bool, default=False
         Whether `fit` starts from the earlier fit if the stack is the same; then also in its
         precision and with its `reg_covar`, and if layer-wise with its annealing where it stood.
@@ -127,12 +128,14 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
     children_ : ndarray of shape (K - 1, 2)
         The tree by which the K top components are merged, as of
         `AgglomerativeClustering`: numbers below K are components, K + i is
-        what the merger i has made. Of more than 1000 components, only if `n_clusters` is given.
+        what the merger i has made. Of one component there is none, of more than 1000 only if
+        `n_clusters` is given.
     distances_ : ndarray of shape (K - 1,)
         How far apart what is merged is, never falling. A large jump between two of the last tells
         a good number of clusters; see :class:`skdcgmm.plotting.DendrogramDisplay`.
     clusters_ : ndarray of shape (K,)
-        The cluster of each top component, for the present `n_clusters`; the largest come first.
+        The cluster of each top component, for the present `n_clusters`; of merged ones, the largest
+        come first.
     component_means_ : ndarray of shape (K, n_features)
         Mean image of each top component. A layer-wise stack has none: the image without noise of
         the likeliest path down.
@@ -357,9 +360,10 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
 
     def _top_weights(self) -> FloatArray:
         """Mixture weights of the top components, (K,)."""
-        with computing(self._stack.like.device), torch.no_grad():
-            weights: FloatArray = self._stack().log_weights.exp().cpu().numpy()
-            return weights
+        logits = self._stack.weight_logits(self._stack.top.name)
+        assert logits is not None
+        weights: FloatArray = logits.detach().flatten().softmax(0).cpu().numpy()
+        return weights
 
     @property
     def component_means_(self) -> FloatArray:

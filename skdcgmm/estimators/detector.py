@@ -187,7 +187,7 @@ class DCGMMOutlierDetector(NamedLayers, OutlierMixin, BaseDCGMM):
             if score_method is not None:
                 self.score_method = score_method
             self._check_parameters()
-            rng = check_random_state(self.random_state)
+            rng = ranks.of_first(check_random_state(self.random_state))
             images = self._check_fitted_images(X)
             self._calibrate(images.sample(N_CALIBRATION, rng), rng, seen=False)
         return self

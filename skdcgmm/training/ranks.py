@@ -52,11 +52,11 @@ def together(values: NDArray[Any]) -> NDArray[Any]:
     return values if n_processes() == 1 else np.concatenate(gather(values))
 
 
-def start_alike(network: nn.Module) -> None:
-    """Give a network the parameters of that of the first process."""
+def start_alike(stack: nn.Module) -> None:
+    """Give a stack the parameters of that of the first process."""
     if n_processes() > 1:
-        values = {name: value.cpu() for name, value in network.state_dict().items()}
-        network.load_state_dict(of_first(values))
+        values = {name: value.cpu() for name, value in stack.state_dict().items()}
+        stack.load_state_dict(of_first(values))
 
 
 def sum_over(tensor: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ def average_gradients(
     flat = torch.cat([part.flatten() for part in [*gradients, *losses]])
     total = sum_over(torch.cat([n_images * flat, flat.new_full((1,), n_images)]))
     sizes = [p.numel() for p in trained] + [1] * len(losses)
-    parts = torch.split(total[:-1] / total[-1], sizes)
+    parts = torch.split(total[:-1] / total[-1].clamp_min(1), sizes)
     for parameter, part in zip(trained, parts, strict=False):
         parameter.grad = part.view_as(parameter)
     return [part.view(()) for part in parts[len(trained) :]]

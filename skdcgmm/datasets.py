@@ -1,8 +1,10 @@
 """Image data sets for examples, tests and benchmarks."""
 
 import gzip
+import math
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +19,13 @@ _N_TEST = 10_000
 # The last digits of scikit-learn's bundled set, by other writers, are for tests.
 _N_TEST_DIGITS = 360
 
-Parts = dict[str, NDArray[np.uint8]]
+# The arrays of a set, and the idx files that hold them.
+_FILES = {
+    "X_train": "train-images-idx3-ubyte", "y_train": "train-labels-idx1-ubyte",
+    "X_test": "t10k-images-idx3-ubyte", "y_test": "t10k-labels-idx1-ubyte",
+}  # fmt: skip
+
+Parts = dict[str, NDArray[Any]]
 
 
 def load_images(name: str = "digits", *, data_home: str | Path | None = None) -> Bunch:
@@ -55,37 +63,26 @@ def load_images(name: str = "digits", *, data_home: str | Path | None = None) ->
     """
     if name == "digits":
         X, y = load_digits(return_X_y=True)
-        return _bunch(
-            X[:-_N_TEST_DIGITS], y[:-_N_TEST_DIGITS], X[-_N_TEST_DIGITS:], y[-_N_TEST_DIGITS:], 16
-        )
+        return _bunch(_split(X, y, _N_TEST_DIGITS), 16)
     if name not in _OPENML:
         raise ValueError(f"name must be one of {('digits', *_OPENML)}; got {name!r}.")
     home = data_home if data_home is not None else os.environ.get("SKDCGMM_DATA")
     parts = (_read_npz(Path(home), name) or _read_idx(Path(home), name)) if home else None
-    if parts is None:
-        parts = _fetch(name, home)
-    return _bunch(parts["X_train"], parts["y_train"], parts["X_test"], parts["y_test"], 255)
+    return _bunch(parts or _fetch(name, home), 255)
 
 
-def _bunch(
-    X_train: NDArray[np.generic],
-    y_train: NDArray[np.generic],
-    X_test: NDArray[np.generic],
-    y_test: NDArray[np.generic],
-    maximum: int,
-) -> Bunch:
-    side = int(np.prod(X_train.shape[1:])) ** 0.5
+def _split(X: Any, y: Any, n_test: int) -> Parts:
+    """Arrays by their names, the last images for tests."""
+    return dict(zip(_FILES, (X[:-n_test], y[:-n_test], X[-n_test:], y[-n_test:]), strict=True))
 
-    def pixels(X: NDArray[np.generic]) -> NDArray[np.float32]:
-        return X.reshape(len(X), -1).astype(np.float32) / np.float32(maximum)
 
-    return Bunch(
-        X_train=pixels(X_train),
-        y_train=y_train.astype(np.int64),
-        X_test=pixels(X_test),
-        y_test=y_test.astype(np.int64),
-        image_shape=(int(side), int(side)),
-    )
+def _bunch(parts: Parts, maximum: int) -> Bunch:
+    side = math.isqrt(math.prod(parts["X_train"].shape[1:]))
+    arrays: Parts = {name: values.astype(np.int64) for name, values in parts.items()}
+    for name in ("X_train", "X_test"):
+        pixels = parts[name].reshape(len(parts[name]), -1).astype(np.float32)
+        arrays[name] = pixels / np.float32(maximum)
+    return Bunch(**arrays, image_shape=(side, side))
 
 
 def _read_npz(home: Path, name: str) -> Parts | None:
@@ -93,21 +90,14 @@ def _read_npz(home: Path, name: str) -> Parts | None:
     if not path.is_file():
         return None
     with np.load(path) as arrays:
-        return {key: arrays[key] for key in ("X_train", "y_train", "X_test", "y_test")}
+        return {key: arrays[key] for key in _FILES}
 
 
 def _read_idx(home: Path, name: str) -> Parts | None:
-    files = {
-        "X_train": "train-images-idx3-ubyte",
-        "y_train": "train-labels-idx1-ubyte",
-        "X_test": "t10k-images-idx3-ubyte",
-        "y_test": "t10k-labels-idx1-ubyte",
-    }
     for folder in (home / name, home):
-        found = {key: _idx_path(folder, file) for key, file in files.items()}
-        paths = {key: path for key, path in found.items() if path is not None}
-        if len(paths) == len(files):
-            return {key: _parse_idx(path) for key, path in paths.items()}
+        paths = [_idx_path(folder, file) for file in _FILES.values()]
+        if all(paths):
+            return {key: _parse_idx(path) for key, path in zip(_FILES, paths, strict=True) if path}
     return None
 
 
@@ -133,8 +123,4 @@ def _fetch(name: str, home: str | Path | None) -> Parts:
             f"data_home={home!r}, and OpenML could not be reached ({error}). Give data_home, or "
             f"set the environment variable SKDCGMM_DATA to, a folder that holds {name}.npz."
         ) from error
-    y = y.astype(np.uint8)
-    return {
-        "X_train": X[:-_N_TEST], "y_train": y[:-_N_TEST],
-        "X_test": X[-_N_TEST:], "y_test": y[-_N_TEST:],
-    }  # fmt: skip
+    return _split(X, y.astype(np.uint8), _N_TEST)

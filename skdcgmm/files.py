@@ -109,9 +109,8 @@ def read(path: str | os.PathLike[str], kind: str, classes: Classes) -> dict[str,
             state = content["state"]
             return {name: _decode(value, arrays, classes) for name, value in state.items()}
     except Exception as error:  # whatever the bytes of a broken file lead to
-        raise ValueError(
-            f"it is no whole file of skdcgmm ({type(error).__name__}: {error})"
-        ) from error
+        what = f"{type(error).__name__}: {error}"
+        raise ValueError(f"it is no whole file of skdcgmm ({what})") from error
     if found[0] != FORMAT:
         raise ValueError(f"its format is {found[0]}, and this version reads {FORMAT}")
     remedy = "give it to fit as checkpoint" if found[1] == "checkpoint" else f"call {found[1]}.load"
@@ -127,9 +126,6 @@ def _encode(value: Any, name: str, arrays: Arrays, names: Mapping[type, str]) ->
         If the value is of another kind.
     """
 
-    def tagged(kind: str, **parts: Any) -> dict[str, Any]:
-        return {"type": kind, **parts}
-
     def each(items: Any) -> list[Any]:
         return [_encode(item, f"{name}.{i}", arrays, names) for i, item in enumerate(items)]
 
@@ -141,27 +137,25 @@ def _encode(value: Any, name: str, arrays: Arrays, names: Mapping[type, str]) ->
     if isinstance(value, str):
         return str(value)
     if isinstance(value, np.generic):
-        return tagged("scalar", value=_encode(np.asarray(value), name, arrays, names))
+        return {"type": "scalar", "value": _encode(np.asarray(value), name, arrays, names)}
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
         if name in arrays:  # dots in keys may make two names one
             name = f"{name}#{len(arrays)}"
         arrays[name] = np.asarray(value, dtype=value.dtype.newbyteorder("="), order="C")
-        return tagged("array", name=name)
+        return {"type": "array", "name": name}
     if isinstance(value, np.ndarray) and value.dtype.kind in "UO" and value.ndim == 1:
-        return tagged("names", object=value.dtype == object, items=each(value))
+        return {"type": "names", "object": value.dtype == object, "items": each(value)}
     if type(value) in names:
         state = value._asdict() if hasattr(value, "_asdict") else vars(value)
-        return tagged("object", cls=names[type(value)], state=by_name(state))
+        return {"type": "object", "cls": names[type(value)], "state": by_name(state)}
     if type(value) in (list, tuple):
-        return tagged(type(value).__name__, items=each(value))
+        return {"type": type(value).__name__, "items": each(value)}
     if type(value) is dict and all(type(key) is str for key in value):
-        return tagged("dict", items=by_name(value))
-    if isinstance(value, torch.device):
+        return {"type": "dict", "items": by_name(value)}
+    if isinstance(value, torch.device | os.PathLike):
         return str(value)
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if isinstance(value, np.random.RandomState):
-        return tagged("generator", state=by_name(_state_of(value)))
+    if isinstance(value, RandomState):
+        return {"type": "generator", "state": by_name(dict(value.get_state(legacy=False)))}
     raise TypeError(
         f"{name} cannot be saved: it is a {type(value).__name__}, and a file holds plain values, "
         "arrays of numbers or names, and layers of this library. Set it to such a value, or use "
@@ -210,13 +204,8 @@ def _decode(value: Any, arrays: Arrays, classes: Classes) -> Any:
             raise ValueError(f"{other!r} is no kind of value")
 
 
-def _state_of(rng: RandomState) -> dict[str, Any]:
-    """The state of a random generator as plain values and arrays."""
-    return dict(rng.get_state(legacy=False))
-
-
 def _random_state(state: dict[str, Any]) -> RandomState:
-    """The random generator whose state `_state_of` has told."""
+    """The random generator of a state, as of `get_state`."""
     kind = getattr(np.random, state["bit_generator"], None)
     if not (isinstance(kind, type) and issubclass(kind, np.random.BitGenerator)):
         raise ValueError(f"{state['bit_generator']} is no bit generator")
@@ -224,7 +213,7 @@ def _random_state(state: dict[str, Any]) -> RandomState:
     places = {"pos": state["state"].get("pos", 0), "buffer_pos": state.get("buffer_pos", 0)}
     if not (0 <= places["pos"] <= 624 and 0 <= places["buffer_pos"] <= 4):
         raise ValueError(f"the state of a random generator is out of range: {places}")
-    rng = np.random.RandomState(kind())
+    rng = RandomState(kind())
     rng.set_state(state)
     return rng
 

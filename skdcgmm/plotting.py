@@ -177,7 +177,6 @@ class PrototypesDisplay(_ImagesDisplay):
         -------
         PrototypesDisplay
         """
-        check_is_fitted(estimator)
         centers, image_shape = estimator.cluster_centers_, estimator.image_shape_
         return cls(centers, image_shape=image_shape, n_columns=n_columns).plot(ax=ax, **kwargs)
 
@@ -234,7 +233,6 @@ class SamplesDisplay(_ImagesDisplay):
         -------
         SamplesDisplay
         """
-        check_is_fitted(estimator)
         of = {name: value for name, value in (("cluster", cluster), ("y", y)) if value is not None}
         images, _ = estimator.sample(
             n_samples, temperature=temperature, top_s=top_s, random_state=random_state, **of
@@ -288,7 +286,6 @@ class InpaintingDisplay(_ImagesDisplay):
         -------
         InpaintingDisplay
         """
-        check_is_fitted(estimator)
         X = np.asarray(X, dtype=np.float64)
         if mask is not None:
             X = np.where(np.asarray(mask).reshape(X.shape), np.nan, X)

@@ -100,7 +100,7 @@ def test_sharpening_tells_what_it_climbed(fitted, digits, pull):
         stack().stack_log_prob(torch.from_numpy(x).float().view(-1, 1, 8, 8)).detach().numpy()
         for x in (X, sharp)
     ]
-    moved = np.square((sharp - X) / stack.pixels.unit.item()).mean(1)
+    moved = np.square((sharp - X) / stack.pixels.scale.item()).mean(1)
     np.testing.assert_allclose(values[:, 0], ends[0], rtol=1e-4)
     np.testing.assert_allclose(values[:, -1], ends[1] - pull * moved, rtol=1e-3)
 

@@ -414,7 +414,7 @@ def test_answers_compute_no_gradients_of_parameters():
     for made_with_gradients in (False, True):
         with torch.set_grad_enabled(made_with_gradients):
             tree = est._stack()
-        unit = est._stack.pixels.unit
+        unit = est._stack.pixels.scale
         scores = (tree.log_prob, lambda x, tree=tree: tree.layer_log_prob(x, tree.names[1]))
         answers = [*tree.responsibilities(x, tree.names)]
         answers += [each for score in scores for each in sharpen(score, x, unit, 3)]

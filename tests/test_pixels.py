@@ -276,13 +276,13 @@ def test_units_change_a_log_density_by_their_volume_only(kind, case, seed):
     pixels = make(kind, windows, x, shared=shared, n_components=n_components)
     # Features one by one where each has its own unit.
     plain, generator = windows.size == (1, 1), seeded(seed)
-    shape = pixels.unit.shape if plain and len(pixels.unit.unique()) > 1 else ()
+    shape = pixels.scale.shape if plain and len(pixels.scale.unique()) > 1 else ()
     factor = 10 ** (6 * torch.rand(shape, generator=generator, dtype=torch.double) - 3)
-    shift = 5 * factor * pixels.unit * torch.randn(shape, generator=generator, dtype=torch.double)
+    shift = 5 * factor * pixels.scale * torch.randn(shape, generator=generator, dtype=torch.double)
     moved = factor * x + shift
     others = make(kind, windows, moved, shared=shared, n_components=n_components)
     others.load_state_dict({**others.state_dict(), **dict(pixels.named_parameters())})
-    torch.testing.assert_close(others.unit, factor * pixels.unit)
+    torch.testing.assert_close(others.scale, factor * pixels.scale)
     with torch.no_grad():
         density, other = pixels(), others()
         torch.testing.assert_close(other.log_prob(moved), density.log_prob(x), rtol=1e-8, atol=1e-8)

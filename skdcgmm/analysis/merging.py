@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,8 +120,7 @@ def cut(children: IntArray, n_clusters: int, mass: FloatArray) -> IntArray:
         nodes[children[i]] = nodes[n_components + i]
     labels = np.unique(nodes[:n_components], return_inverse=True)[1]
     order = np.argsort(-np.bincount(labels, mass), kind="stable")
-    ranks: IntArray = np.argsort(order)[labels]
-    return ranks
+    return cast("IntArray", np.argsort(order)[labels])
 
 
 def _agglomerate(products: FloatArray, mass: FloatArray) -> tuple[IntArray, FloatArray]:

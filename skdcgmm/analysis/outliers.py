@@ -1,7 +1,6 @@
 """Outlier scores that compare how an image scores by layer with how training images did."""
 
-from abc import ABC, abstractmethod
-from typing import Self
+from typing import Self, cast
 
 import numpy as np
 import torch
@@ -41,32 +40,40 @@ def views(x: Tensor) -> list[Tensor]:
     return kept + [view.mT for view in kept] if x.shape[2] == x.shape[3] else kept
 
 
-class OutlierScore(ABC):
-    """A sum of terms, each in standard deviations of the training images.
+class Typicality:
+    """How usual the statistics of an image are, and whether it is the right way round.
 
-    The terms come from what `measure` says of images and of their views.
+    A sum of terms, each in standard deviations of the training images. They come from what
+    `measure` says of images and of their views.
 
     Parameters
     ----------
     n_layers : int
         Of the mixtures of the stack.
+
+    References
+    ----------
+    W. Morningstar et al.: Density of states estimation for out-of-distribution detection. AISTATS
+    2021, which fits a density to statistics of other models.
     """
 
     def __init__(self, n_layers: int) -> None:
         self.n_layers = n_layers
 
     @staticmethod
-    @abstractmethod
     def measure(tree: Tree, x: Tensor, complete: bool = False) -> Tensor:
         """Rows of numbers that the score is made of.
 
         Statistics of the images (N, 6 (L - 1) + 1), as by `Tree.statistics`, the log densities of
-        their views (N, V - 1), and what else the score asks of the views.
+        their views (N, V - 1), and what else a score asks of the views.
         """
+        own, *others = views(x)
+        log_prob = [tree.scores(view, complete).logsumexp(1) for view in others]  # each (N,)
+        return torch.cat([tree.statistics(own, complete), torch.stack(log_prob, 1)], 1)
 
-    @abstractmethod
     def _terms(self, rows: FloatArray) -> FloatArray:
         """Terms of each image, (N, terms)."""
+        return np.column_stack([self._typicality(rows), self._orientation(rows)])
 
     def fit(self, rows: FloatArray, rng: RandomState) -> Self:
         """Learn from what `measure` says of training images."""
@@ -130,27 +137,7 @@ class OutlierScore(ABC):
         return np.diff(np.column_stack([self._by_layer(rows, MARGINAL), whole]), axis=1)
 
 
-class Typicality(OutlierScore):
-    """How usual the statistics of an image are, and whether it is the right way round.
-
-    References
-    ----------
-    W. Morningstar et al.: Density of states estimation for out-of-distribution detection. AISTATS
-    2021, which fits a density to statistics of other models.
-    """
-
-    @staticmethod
-    def measure(tree: Tree, x: Tensor, complete: bool = False) -> Tensor:
-        """Statistics of the images, and log densities of their views."""
-        own, *others = views(x)
-        log_prob = [tree.scores(view, complete).logsumexp(1) for view in others]  # each (N,)
-        return torch.cat([tree.statistics(own, complete), torch.stack(log_prob, 1)], 1)
-
-    def _terms(self, rows: FloatArray) -> FloatArray:
-        return np.column_stack([self._typicality(rows), self._orientation(rows)])
-
-
-class Surprise(OutlierScore):
+class Surprise(Typicality):
     """How usual an image is, as in `Typicality`, and how well its parts fit together.
 
     How much less the windows of an image fall short of their best component, given the image's
@@ -162,17 +149,10 @@ class Surprise(OutlierScore):
     def measure(tree: Tree, x: Tensor, complete: bool = False) -> Tensor:
         """Statistics of the images, log densities of their views, and how these fall short."""
         own, *others = views(x)
-        shortfalls, log_prob = zip(
-            *(tree.shortfalls(view, complete) for view in others), strict=True
-        )
-        return torch.cat(
-            [
-                tree.statistics(own, complete),
-                torch.stack(log_prob, 1),
-                torch.stack([of_view.sum(1) for of_view in shortfalls], 1),
-            ],
-            1,
-        )
+        measured = [tree.shortfalls(view, complete) for view in others]
+        shortfalls, log_prob = zip(*measured, strict=True)
+        columns = [*log_prob, *(of_view.sum(1) for of_view in shortfalls)]  # each (N,)
+        return torch.cat([tree.statistics(own, complete), torch.stack(columns, 1)], 1)
 
     def _profile(self, rows: FloatArray) -> FloatArray:
         return rows[:, : self._n_statistics + self._n_views(rows)]
@@ -182,15 +162,8 @@ class Surprise(OutlierScore):
 
     def _terms(self, rows: FloatArray) -> FloatArray:
         shortfall = self._by_layer(rows, SHORTFALL).sum(1)  # (N,)
-        of_views = rows[:, -self._n_views(rows) :]  # (N, V - 1)
-        return np.column_stack(
-            [
-                self._typicality(rows),
-                self._orientation(rows),
-                of_views.mean(1) - shortfall,
-                self._together(self._gains(rows)),
-            ]
-        )
+        more = rows[:, -self._n_views(rows) :].mean(1) - shortfall  # (N,), of the views
+        return np.column_stack([super()._terms(rows), more, self._together(self._gains(rows))])
 
 
 class Sum:
@@ -204,8 +177,7 @@ class Sum:
 
     def __call__(self, columns: FloatArray) -> FloatArray:
         """Sum of each row, (N,)."""
-        total: FloatArray = ((columns - self._mean) / self._scale).sum(1)
-        return total
+        return cast("FloatArray", ((columns - self._mean) / self._scale).sum(1))
 
 
 class Density:
@@ -231,16 +203,14 @@ class Density:
         return not self._whitening.size
 
     def _whiten(self, rows: FloatArray) -> FloatArray:
-        white: FloatArray = (rows - self._mean) @ self._whitening
-        return white
+        return cast("FloatArray", (rows - self._mean) @ self._whitening)
 
     def __call__(self, rows: FloatArray) -> FloatArray:
         """Log density of each row, (N,)."""
         if self.alike:
             apart: FloatArray = np.abs(rows - self._mean).max(1) / max(self._rounding, _TINY)
             return np.minimum(0, 1 - apart)
-        log_prob: FloatArray = self._mixture.score_samples(self._whiten(rows))
-        return log_prob
+        return cast("FloatArray", self._mixture.score_samples(self._whiten(rows)))
 
 
-SCORES: dict[str, type[OutlierScore]] = {"surprise": Surprise, "typicality": Typicality}
+SCORES: dict[str, type[Typicality]] = {"surprise": Surprise, "typicality": Typicality}

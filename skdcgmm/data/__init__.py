@@ -1,11 +1,19 @@
 """Images, from rows in memory, in files or in streams to batches of tensors."""
 
-from skdcgmm.data.images import Batch, Epochs, FloatArray, Images, IntArray, sample_size
+from skdcgmm.data.images import (
+    Batch,
+    Epochs,
+    FloatArray,
+    Images,
+    IntArray,
+    make_generator,
+    sample_size,
+)  # fmt: skip
 from skdcgmm.data.stream import Stream, is_stream
 
 Data = Images | Stream
 
 __all__ = [
     "Batch", "Data", "Epochs", "FloatArray", "Images", "IntArray", "Stream", "is_stream",
-    "sample_size",
+    "make_generator", "sample_size",
 ]  # fmt: skip

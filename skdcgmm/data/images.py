@@ -5,12 +5,14 @@ import math
 import mmap
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.random import RandomState
 from numpy.typing import NDArray
+from sklearn.utils import check_random_state
 from torch import Tensor
 
 FloatArray = NDArray[np.floating[Any]]
@@ -197,19 +199,12 @@ class Images:
         x = rows.to(like).view(-1, height, width, channels)  # (N, H, W, C)
         return x.permute(0, 3, 1, 2)  # (N, C, H, W)
 
-    def batch(self, index: IntArray, like: Tensor, label_weight: float = 1.0) -> Batch:
+    def batch(self, index: slice | IntArray, like: Tensor, label_weight: float = 1.0) -> Batch:
         """Some images to learn from."""
         x = self.tensor(index, like)
         weight = None if self.weight is None else _send(self.weight[index], like).to(x)
         y = None if self.y is None else _send(self.y[index], like)
         return Batch(x, weight, y, label_weight, self.complete)
-
-    def label_mass(self) -> tuple[float, float]:
-        """Weight of all images, and of those that have a label."""
-        if self.y is None:
-            return 1.0, 1.0
-        weight = np.ones(len(self)) if self.weight is None else self.weight
-        return float(weight.sum()), float(weight[self.y >= 0].sum())
 
     def epochs(
         self,
@@ -217,7 +212,6 @@ class Images:
         batch_size: int,
         validation_fraction: float | None,
         like: Tensor,
-        label_weight: float = 1.0,
         total: Callable[[Any], Any] = lambda value: value,
     ) -> Epochs:
         """Epochs in random order, but for some images held out.
@@ -230,19 +224,19 @@ class Images:
             Share of the images to hold out.
         like : Tensor
             Of the type of the batches, where they are to be.
-        label_weight : float
-            Number of images that a label stands for.
         total : callable
             From a number of images to that of all processes which train together: their batches,
             as many in each, have `batch_size` images together.
         """
-        order = rng.permutation(len(self))
-        n_held_out = 0
+        order, n_held_out = rng.permutation(len(self)), 0
         if validation_fraction is not None:
             n_held_out = round(validation_fraction * len(self))
             n_held_out = max(0, min(len(self) - 1, max(1, n_held_out)))
         held_out, kept = order[:n_held_out], order[n_held_out:]
-        images = self
+        images, label_weight = self, 1.0
+        if self.y is not None:
+            weight = np.ones(len(self)) if self.weight is None else self.weight
+            label_weight = total(weight.sum()) / total(weight[self.y >= 0].sum())
         if self.weight is not None:
             mean = total(self.weight[kept].sum()) / total(len(kept))
             images = replace(self, weight=self.weight / mean)
@@ -253,23 +247,16 @@ class Images:
                 yield images.batch(part, like, label_weight)
 
         n_batches = -(-total(len(kept)) // batch_size)
+        epochs = Epochs(n_batches, lambda: batches(rng.permutation(kept), n_batches))
         if not total(n_held_out):
-            return Epochs(n_batches, lambda: batches(rng.permutation(kept), n_batches))
-        return Epochs(
-            n_batches,
-            lambda: batches(rng.permutation(kept), n_batches),
-            lambda: batches(held_out, max(1, -(-n_held_out // batch_size))),
-            held_out,
-        )
+            return epochs
+        validation = partial(batches, held_out, max(1, -(-n_held_out // batch_size)))
+        return epochs._replace(validation=validation, held_out=held_out)
 
     @staticmethod
     def batch_size(numbers_per_image: int) -> int:
         """Number of images whose passes through a stack fill a bounded memory."""
         return max(1, _BATCH_NUMBERS // numbers_per_image)
-
-    def slices(self, size: int) -> Iterator[slice]:
-        """Consecutive slices of at most `size` images; one that is empty, if there are none."""
-        return (slice(start, start + size) for start in range(0, max(1, len(self)), size))
 
     def moments(self) -> "Moments":
         """Mean and variance of the observed values, by feature."""
@@ -287,7 +274,10 @@ class Images:
         Real values are answered in the type to compute in.
         """
         answers: Tensor | None = None
-        for part in self.slices(self.batch_size(numbers_per_image)):
+        size = self.batch_size(numbers_per_image)
+        # Also once if there are no images, for the shape of an answer.
+        for start in range(0, max(1, len(self)), size):
+            part = slice(start, start + size)
             values = function(self.tensor(part, like))
             if answers is None:
                 # At once: small parts, kept between large ones, would fragment the memory.
@@ -297,6 +287,12 @@ class Images:
             answers[part] = values
         assert answers is not None
         return answers.numpy()
+
+
+def make_generator(random_state: Any, device: torch.device | str = "cpu") -> torch.Generator:
+    """A torch generator seeded from a scikit-learn `random_state`."""
+    seed = int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
+    return torch.Generator(device=device).manual_seed(seed)
 
 
 def _send(values: NDArray[Any], like: Tensor) -> Tensor:

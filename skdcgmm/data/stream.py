@@ -5,13 +5,12 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.random import RandomState
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from skdcgmm.data.images import Batch, Epochs, Images, Moments, sample_size
+from skdcgmm.data.images import Batch, Epochs, Images, Moments, make_generator, sample_size
 
 
 def is_stream(X: object) -> bool:
@@ -46,6 +45,8 @@ class Stream:
     ----------
     n_batches : int
         Of an epoch.
+    shape, row_shape, dtype
+        As of `Images`.
 
     Raises
     ------
@@ -89,24 +90,10 @@ class Stream:
         if kept is None:
             raise ValueError("X must have batches of images; got none.")
         self._kept = replace(kept, rows=kept.rows[: self._n_images], complete=self._complete)
+        self.shape, self.row_shape, self.dtype = kept.shape, kept.row_shape, kept.dtype
 
     def __len__(self) -> int:
         return self._n_images
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Channels, height and width."""
-        return self._kept.shape
-
-    @property
-    def row_shape(self) -> tuple[int, ...]:
-        """Shape of an image as the user gave it."""
-        return self._kept.row_shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type to compute in."""
-        return self._kept.dtype
 
     @property
     def identity(self) -> str:
@@ -121,10 +108,6 @@ class Stream:
         """Mean and variance of the observed values, by feature."""
         return self._moments
 
-    def label_mass(self) -> tuple[float, float]:
-        """Weight of all images, and of those that have a label: none has."""
-        return 1.0, 1.0
-
     def sample(self, n_images: int, rng: RandomState, *, weighted: bool = False) -> Images:
         """Some images, of those that were kept."""
         return self._kept.sample(n_images, rng, weighted=weighted)
@@ -135,7 +118,6 @@ class Stream:
         batch_size: int,
         validation_fraction: float | None,
         like: Tensor,
-        label_weight: float = 1.0,
         total: Callable[[int], int] = int,
     ) -> Epochs:
         """Epochs of the batches as they come; those of a dataset in random order."""
@@ -149,8 +131,7 @@ class Stream:
             n_batches = 0
             for chunk in self._chunks(shuffle=rng):
                 n_batches += 1
-                images = self._read(chunk, False)
-                yield images.batch(np.arange(len(images)), like, label_weight)
+                yield self._read(chunk, False).batch(slice(None), like)
             if n_batches != self.n_batches:
                 raise ValueError(
                     f"X must have as many batches in every epoch as when it was first gone "
@@ -168,18 +149,12 @@ class Stream:
                 size = max(1, -(-len(source) // max(1, -(-len(source) // size))))
             ordered = shuffle is None or isinstance(source, IterableDataset)
             source = DataLoader(
-                source,
-                size,
-                shuffle=not ordered,
+                source, size, shuffle=not ordered,
                 # One of its own, or it would draw from the global one.
-                generator=_generator(shuffle or np.random.RandomState(0)),
-            )
+                generator=make_generator(shuffle or 0),
+            )  # fmt: skip
         for chunk in source:
             yield chunk[0] if isinstance(chunk, tuple | list) else chunk
-
-
-def _generator(rng: RandomState) -> torch.Generator:
-    return torch.Generator().manual_seed(int(rng.randint(np.iinfo(np.int32).max)))
 
 
 def _keep(kept: NDArray[Any], rows: NDArray[Any], n_seen: int, rng: RandomState) -> None:

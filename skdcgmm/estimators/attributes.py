@@ -4,7 +4,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from html import escape
-from typing import Any, NamedTuple, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -35,8 +35,7 @@ def _to_user(values: Tensor, layer: Layer) -> FloatArray:
         by_channel = values.view(*values.shape[:2], layer.windows.input_shape[0], -1)
         values = by_channel.mT.flatten(2)  # (P, K, D)
     lead = () if layer.n_mixtures == 1 else layer.windows.grid
-    array: FloatArray = values.reshape(*lead, *values.shape[1:]).cpu().numpy()
-    return array
+    return cast("FloatArray", values.reshape(*lead, *values.shape[1:]).cpu().numpy())
 
 
 def _from_user(values: Tensor, layer: Layer) -> Tensor:
@@ -53,8 +52,7 @@ def _by_layer(name: str, doc: str) -> Any:
     """An attribute of arrays by layer name, which can be assigned to."""
 
     def read(estimator: Any) -> Arrays:
-        found: Arrays = estimator._read(name)
-        return found
+        return cast("Arrays", estimator._read(name))
 
     def write(estimator: Any, values: Mapping[str, ArrayLike]) -> None:
         estimator._write(name, values)
@@ -254,15 +252,8 @@ class NamedLayers(BaseEstimator):
         return drawn
 
 
-class Row(NamedTuple):
-    """What there is to say of a layer, as text."""
-
-    layer: str
-    window: str
-    positions: str
-    components: str
-    active: str
-    parameters: str
+# What there is to say of a layer, as text.
+_HEAD = ("layer", "window", "positions", "components", "active", "parameters")
 
 
 def _table(stack: BaseStack, title: str, notes: list[str], *, fitted: bool) -> str:
@@ -281,7 +272,7 @@ def _table(stack: BaseStack, title: str, notes: list[str], *, fitted: bool) -> s
     -------
     str
     """
-    rows = [Row(*Row._fields), *_rows(stack, fitted=fitted)]
+    rows = [_HEAD, *_rows(stack, fitted=fitted)]
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -303,16 +294,16 @@ def _size(size: Size) -> str:
 
 
 @torch.no_grad()
-def _rows(stack: BaseStack, *, fitted: bool) -> list[Row]:
+def _rows(stack: BaseStack, *, fitted: bool) -> list[tuple[str, ...]]:
     log_weights = stack().layer_log_weights() if fitted else {}
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for layer in stack.layers:
         kernel, stride, grid = layer.windows.kernel, layer.windows.stride, layer.windows.grid
         window, positions = _size(kernel), _size(grid)
         if stride != kernel and grid != (1, 1):
             window += f" by {_size(stride)}"
         if not layer.is_mixture:
-            rows.append(Row(layer.name, window, positions, "", "", ""))
+            rows.append((layer.name, window, positions, "", "", ""))
             continue
         each, active = "" if layer.n_mixtures == 1 else " at each", ""
         if fitted:
@@ -322,7 +313,7 @@ def _rows(stack: BaseStack, *, fitted: bool) -> list[Row]:
             active = f"{n_active(weights):.0f}"
         components = f"{layer.n_components}{each}"
         parameters = f"{stack.layer_n_parameters(layer.name):,}"
-        rows.append(Row(layer.name, window, positions, components, active, parameters))
+        rows.append((layer.name, window, positions, components, active, parameters))
     return rows
 
 

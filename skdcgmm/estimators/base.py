@@ -3,11 +3,11 @@
 import copy
 import os
 import warnings
-from collections.abc import Callable, Iterable
-from contextlib import closing
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Self
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import torch
@@ -50,20 +50,14 @@ _NOT_SAVED = (
     "_metadata_request", "_sklearn_version",
 )  # fmt: skip
 # Objects that a file may hold besides plain values and arrays.
-_CLASSES: dict[str, type] = {
-    "ConvGMM": specs.ConvGMM,
-    "MaxPool": specs.MaxPool,
-    "JointProgress": joint.Progress,
-    "LayerwiseProgress": layerwise.Progress,
-    "LayerProgress": layerwise.LayerProgress,
-    "ScheduleState": layerwise.ScheduleState,
-    "Standing": Standing,
-    "Surprise": outliers.Surprise,
-    "Typicality": outliers.Typicality,
-    "Sum": outliers.Sum,
-    "Density": outliers.Density,
-    "GaussianMixture": GaussianMixture,
-}
+_CLASSES: dict[str, type] = {"JointProgress": joint.Progress} | {
+    cls.__name__: cls
+    for cls in (
+        specs.ConvGMM, specs.MaxPool, layerwise.Progress, layerwise.LayerProgress,
+        layerwise.ScheduleState, Standing, outliers.Surprise, outliers.Typicality, outliers.Sum,
+        outliers.Density, GaussianMixture,
+    )
+}  # fmt: skip
 
 
 def check_joint(stack: BaseStack, purpose: str) -> None:
@@ -77,43 +71,34 @@ def check_joint(stack: BaseStack, purpose: str) -> None:
         )
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
     """A stack that is trained on images: from parameters to a fitted one, and its files."""
 
-    layers: Any
-    n_clusters: int | None = None
-    image_shape: tuple[int, ...] | None
-    objective: str
-    score_method: str
-    score_layer: int | str
-    reg_covar: float | None
-    max_epochs: int | None
-    batch_size: int | None
-    learning_rate: float | None
-    tol: float
-    n_iter_no_change: int
-    validation_fraction: float | str | None
-    warm_start: bool
-    device: str | torch.device
-    random_state: Seed
-    verbose: int
-    checkpoint: str | os.PathLike[str] | None
-    checkpoint_minutes: float
-    history_: list[HistoryRow]
-    classes_: NDArray[Any]
+    layers: Any = "auto"
+    image_shape: tuple[int, ...] | None = None
+    objective: str = "joint"
+    score_method: str = "density"
+    score_layer: int | str = -1
+    reg_covar: float | None = None
+    max_epochs: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    tol: float = 1e-3
+    n_iter_no_change: int = 5
+    validation_fraction: float | str | None = None
+    warm_start: bool = False
+    device: str | torch.device = "auto"
+    random_state: Seed = None
+    verbose: int = 0
+    checkpoint: str | os.PathLike[str] | None = None
+    checkpoint_minutes: float = 10.0
 
-    _stack: BaseStack
-    _progress: Any
-    _row_shape: tuple[int, ...]
-    _fitted_objective: str
-    _score_methods: tuple[str, ...] = SCORE_METHODS
+    # No parameters of all; without types, or the dataclass would take them for such.
+    n_clusters = cast("int | None", None)
+    _score_methods = cast("tuple[str, ...]", SCORE_METHODS)
     # Attributes that `_finish` and `_set_labels` set.
-    _LEARNT_FROM_STACK: tuple[str, ...] = ()
-
-    def _assign(self, given: dict[str, Any]) -> None:
-        """Set the parameters that a constructor was given, as they are."""
-        for name in self._get_param_names():
-            setattr(self, name, given[name])
+    _LEARNT_FROM_STACK: ClassVar[tuple[str, ...]] = ()
 
     # --- training -------------------------------------------------------------------------------
 
@@ -144,7 +129,7 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
             if self.checkpoint is not None:
                 checkpoint.check_images(" ".join(ranks.gather(data.identity)))
             shown = {"X": X, "y": y}
-            outcome = self._train(stack, progress, data, rng, keep, checkpoint, shown)
+            outcome: Outcome = self._train(stack, progress, data, rng, keep, checkpoint, shown)
             self._set_labels(images)
             if not outcome.interrupted:
                 checkpoint.remove()
@@ -219,11 +204,9 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
 
     def _share_held_out(self, data: Data) -> float | None:
         """What `validation_fraction` says of these images."""
-        del data
-        assert not isinstance(self.validation_fraction, str)
-        return self.validation_fraction
+        return cast("float | None", self.validation_fraction)
 
-    @with_callbacks
+    @with_callbacks  # type: ignore[untyped-decorator]
     def _train(
         self,
         stack: BaseStack,
@@ -240,19 +223,18 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
         """
         chunk = shown is None
         defaults = OBJECTIVES[self.objective]
-        mass, labelled = (ranks.total(part) for part in data.label_mass())
         batch_size, fraction = self._batch_size(), None if chunk else self._share_held_out(data)
-        epochs = data.epochs(rng, batch_size, fraction, stack.like, mass / labelled, ranks.total)
-        max_epochs = self.max_epochs or max(_MIN_EPOCHS, round(defaults.n_steps / epochs.n_batches))
+        epochs = data.epochs(rng, batch_size, fraction, stack.like, ranks.total)
+        usual = max(_MIN_EPOCHS, round(defaults.n_steps / epochs.n_batches))
+        max_epochs = 1 if chunk else self.max_epochs or usual
         n_steps = defaults.n_steps if chunk else epochs.n_batches * max_epochs
         standing = Standing([])
         if (earlier := checkpoint.restore(stack, rng)) is not None:
             progress, standing = earlier
         rate = self.learning_rate or defaults.learning_rate
         objective = defaults.objective(stack, n_steps, rate, progress)
-        ended = partial(self._attributes_of_ended, stack, data, rng)
-        with closing(Report(self, stack, shown, ended)) as report:
-            report.start(1 if chunk else max_epochs, standing.history, epochs.held_out)
+        ended = partial(self._attributes_of_ended, stack, data, rng, epochs.held_out)
+        with closing(Report(self, stack, shown, ended, max_epochs, standing.history)) as report:
 
             def batches() -> Iterable[Batch]:
                 checkpoint.start_epoch(rng)
@@ -263,22 +245,20 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
                 with computing(stack.like.device):
                     outcome = train(
                         objective, stack, batches, epochs.validation,
-                        max_epochs=1 if chunk else max_epochs, tol=self.tol,
-                        n_iter_no_change=self.n_iter_no_change,
-                        on_epoch=report.end_epoch, standing=standing,
+                        max_epochs=max_epochs, tol=self.tol, standing=standing,
+                        n_iter_no_change=self.n_iter_no_change, on_epoch=report.end_epoch,
                         on_step=partial(checkpoint.note, stack, objective),
                     )  # fmt: skip
                     stack.zero_grad(set_to_none=True)
                     # Few images say nothing of what a label weighs.
                     some = replace(data.sample(batch_size, rng), y=None)
-                    check_finite(objective, some.batch(np.arange(len(some)), stack.like))
+                    check_finite(objective, some.batch(slice(None), stack.like))
                 if chunk and progress:
                     outcome.history[0]["epoch"] = len(self.history_) + 1
                     outcome.history[:0] = self.history_
-                outcome = outcome._replace(progress=objective.progress, held_out=epochs.held_out)
                 self._adopt(stack, outcome, data)
                 keep()
-                self._finish(data, outcome.held_out, rng)
+                self._finish(data, epochs.held_out, rng)
             except FloatingPointError as error:
                 raise ValueError(
                     f"learning_rate={rate} made training diverge: {error}. Choose a smaller one; "
@@ -296,8 +276,8 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
         stack: BaseStack,
         data: Data,
         rng: RandomState,
-        history: list[HistoryRow],
         held_out: IntArray | None,
+        history: list[HistoryRow],
     ) -> dict[str, Any]:
         """Attributes of this estimator as if training had ended now."""
         ended = type(self).__new__(type(self))
@@ -366,26 +346,24 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
         with ordinary_tensors():
             return self._stack.to(device)
 
+    @contextmanager
+    def _mixtures(self) -> Iterator[Any]:
+        """The fitted stack at its numbers, without gradients."""
+        stack = self._stack_in_place()
+        with computing(stack.like.device), torch.no_grad():
+            yield stack()
+
     def _map(
-        self,
-        images: Images,
-        function: Callable[[Any, Tensor], Tensor],
-        purpose: str | None = None,
-        n_held: int = 1,
+        self, images: Images, function: Callable[[Any, Tensor], Tensor], n_held: int = 1
     ) -> NDArray[Any]:
         """Map a function of the fitted mixtures and of image tensors over images.
 
-        With a `purpose`, for which there must be one density, they are a `Tree`. Of `n_held` passes
-        up the stack memory holds the numbers at a time.
+        Memory holds the numbers of `n_held` passes up the stack at a time.
         """
-        if purpose is not None:
-            check_joint(self._stack, purpose)
-        stack = self._stack_in_place()
         try:
-            with computing(stack.like.device), torch.no_grad():
-                mixtures = stack()
+            with self._mixtures() as mixtures:
                 n_numbers = n_held * mixtures.numbers_per_image
-                return images.map(lambda x: function(mixtures, x), stack.like, n_numbers)
+                return images.map(lambda x: function(mixtures, x), self._stack.like, n_numbers)
         except FloatingPointError as error:
             raise ValueError(
                 "X has values so far from those of fit that the densities of an image overflow, "
@@ -408,9 +386,8 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
             layer = self._mixture_name(self._stack, "score_layer", score_layer)
             scores = self._map(images, lambda mixtures, x: mixtures.layer_log_prob(x, layer))
         else:
-            scores = self._map(
-                images, lambda tree, x: tree.log_prob(x, images.complete), "the log density"
-            )
+            check_joint(self._stack, "the log density")
+            scores = self._map(images, lambda tree, x: tree.log_prob(x, images.complete))
         return np.where(np.isfinite(scores), scores, -np.inf)
 
     @staticmethod

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,6 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import (
     assert_all_finite,
     check_consistent_length,
-    check_random_state,
     column_or_1d,
 )
 from sklearn.utils.multiclass import check_classification_targets
@@ -66,30 +66,23 @@ def read_images(
     rng : RandomState
     """
     image_shape = check_image_shape(estimator.image_shape)
-    images: Images | None = None
-    data: Data
     if labels is None and is_stream(X):
         if sample_weight is not None:
             raise ValueError(
                 "sample_weight must be None for X that comes in batches; weights need an array."
             )
-
-        def read(batch: Any, first: bool) -> Images:
-            return check_batch(estimator, batch, image_shape, first=first)
-
-        data = Stream(X, read, batch_size, rng)
-        ranks.check_together(data)
-    else:
-        images = check_images(estimator, X, image_shape, reset=True, min_samples=2)
-        if labels is not None:
-            check_consistent_length(images.rows, labels)
-        data = check_weights(sample_weight, replace(images, y=labels))
-        if data.y is not None:
-            if not any(ranks.gather((data.y >= 0).any())):
-                raise ValueError(
-                    "sample_weight must leave some labelled image a weight; all are zero."
-                )
-            data = spread_labels(data, rng, check_device(estimator.device))
+        read = partial(check_batch, estimator, image_shape)
+        stream = Stream(X, read, batch_size, rng)
+        ranks.check_together(stream)
+        return None, stream
+    images = check_images(estimator, X, image_shape, reset=True, min_samples=2)
+    if labels is not None:
+        check_consistent_length(images.rows, labels)
+    data = check_weights(sample_weight, replace(images, y=labels))
+    if data.y is not None:
+        if not any(ranks.gather((data.y >= 0).any())):
+            raise ValueError("sample_weight must leave some labelled image a weight; all are zero.")
+        data = spread_labels(data, rng, check_device(estimator.device))
     return images, data
 
 
@@ -174,7 +167,7 @@ def check_images(
 
 
 def check_batch(
-    estimator: BaseEstimator, batch: Any, image_shape: Shape | None, *, first: bool
+    estimator: BaseEstimator, image_shape: Shape | None, batch: Any, first: bool
 ) -> Images:
     """Validate a batch of a data loader; its images may have their channels first, as in torch.
 
@@ -346,12 +339,6 @@ def check_mask(mask: Any, images: Images) -> NDArray[np.bool_]:
     if hidden.shape not in (expected, images.rows.shape):
         raise ValueError(f"mask must have the shape of X, {expected}; got {hidden.shape}.")
     return hidden.reshape(images.rows.shape)
-
-
-def make_generator(random_state: Any, device: torch.device | str = "cpu") -> torch.Generator:
-    """A torch generator seeded from a scikit-learn `random_state`."""
-    seed = int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
-    return torch.Generator(device=device).manual_seed(seed)
 
 
 def warn_of_pixels(rows: NDArray[Any]) -> None:

@@ -1,7 +1,7 @@
 """`DCGMMClassifier`: the stack as a scikit-learn classifier that learns from unlabelled images."""
 
-import os
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import torch
@@ -9,15 +9,14 @@ from numpy.typing import NDArray
 from sklearn.base import ClassifierMixin
 from sklearn.metrics import accuracy_score
 from sklearn.utils.validation import check_is_fitted
-from torch import Tensor
 
 from skdcgmm.data import FloatArray, Images
 from skdcgmm.estimators.attributes import NamedLayers
 from skdcgmm.estimators.checks import Seed, answer, as_array, encode_labels
 from skdcgmm.estimators.generative import GenerativeDCGMM
-from skdcgmm.model.tree import Mixtures, Tree
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class DCGMMClassifier(NamedLayers, ClassifierMixin, GenerativeDCGMM):
     """Classification by a deep convolutional Gaussian mixture model, from few labels or many.
 
@@ -72,31 +71,7 @@ checkpoint, checkpoint_minutes
     True
     """
 
-    objective = "joint"
-    classes_: NDArray[Any]
-
-    def __init__(
-        self,
-        *,
-        layers: Any = "auto",
-        image_shape: tuple[int, ...] | None = None,
-        score_method: str = "density",
-        score_layer: int | str = -1,
-        reg_covar: float | None = None,
-        max_epochs: int | None = None,
-        batch_size: int | None = None,
-        learning_rate: float | None = None,
-        tol: float = 1e-3,
-        n_iter_no_change: int = 5,
-        validation_fraction: float | None = None,
-        warm_start: bool = False,
-        device: str | torch.device = "auto",
-        random_state: Seed = None,
-        verbose: int = 0,
-        checkpoint: str | os.PathLike[str] | None = None,
-        checkpoint_minutes: float = 10.0,
-    ) -> None:
-        self._assign(locals())
+    objective: ClassVar[str] = "joint"  # type: ignore[misc]
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Train the stack on images with and without labels.
@@ -223,28 +198,19 @@ checkpoint, checkpoint_minutes
             if np.ndim(y) or y not in self.classes_:
                 raise ValueError(f"y must be one of classes_, {self.classes_}; got {y!r}.")
             label = int(np.flatnonzero(self.classes_ == y)[0])
-        images, labels = self._sample(
-            n_samples, _class_tables, label, temperature, top_s, random_state
-        )
+        classes = torch.from_numpy(self.class_probabilities_)
+        images, labels = self._sample(n_samples, classes, label, temperature, top_s, random_state)
         return images, self.classes_[labels]
 
     @property
     def class_probabilities_(self) -> FloatArray:
         """Probability of each class under each top component, (K, n_classes)."""
         check_is_fitted(self)
-        with torch.no_grad():
-            return _class_tables(self._stack()).cpu().numpy()
+        with self._mixtures() as tree:
+            return cast("FloatArray", tree.class_tables.cpu().numpy())
 
     def _predict_images(self, images: Images) -> NDArray[Any]:
-        predicted: NDArray[Any] = self.classes_[self._class_probabilities(images).argmax(1)]
-        return predicted
+        return cast("NDArray[Any]", self.classes_[self._class_probabilities(images).argmax(1)])
 
     def _class_probabilities(self, images: Images) -> FloatArray:
         return self._map(images, lambda tree, x: tree.class_probabilities(x, images.complete))
-
-
-def _class_tables(mixtures: Mixtures) -> Tensor:
-    """Probability of each class under each top component, (K, n_classes)."""
-    assert isinstance(mixtures, Tree)
-    assert mixtures.class_tables is not None
-    return mixtures.class_tables

@@ -1,10 +1,10 @@
 """`DCGMMEstimator`: the stack as a scikit-learn clusterer, transformer and density."""
 
 import copy
-import os
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import product
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -21,9 +21,8 @@ from skdcgmm.data import Data, FloatArray, Images, IntArray, sample_size
 from skdcgmm.estimators import checks
 from skdcgmm.estimators.attributes import NamedLayers
 from skdcgmm.estimators.checks import Seed
-from skdcgmm.estimators.generative import GenerativeDCGMM
+from skdcgmm.estimators.generative import GenerativeDCGMM, rows_of
 from skdcgmm.estimators.planning import OBJECTIVES, check_n_clusters
-from skdcgmm.model import computing
 from skdcgmm.model.specs import check_number
 from skdcgmm.model.stack import BaseStack
 from skdcgmm.model.tree import Mixtures
@@ -34,6 +33,7 @@ from skdcgmm.training.watchers import Checkpoint
 _MAX_MERGED = 1000
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGMM):
     """Deep convolutional Gaussian mixture model.
 
@@ -69,8 +69,6 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
         of several layers has.
     score_layer : int or str, default=-1
         The mixture layer for `score_method="layer"`: its index among the mixture layers, or name.
-    transform_layers : int, str or list of these, default=None
-        The mixture layers whose responsibilities `transform` returns; None: those of the clusters.
     reg_covar : float, default=None
         Lower bound of the variances of the first layer, in squared units of X; greater than 0.
         "joint" learns what is above it, the published "layerwise" training clips. None: half of the
@@ -109,6 +107,8 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
         the model that the other would have ended in.
     checkpoint_minutes : float, default=10
         Time between two writings of it.
+    transform_layers : int, str or list of these, default=None
+        The mixture layers whose responsibilities `transform` returns; None: those of the clusters.
 
     Attributes
     ----------
@@ -178,31 +178,8 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
 
     _LEARNT_FROM_STACK = ("labels_", "children_", "distances_")
 
-    def __init__(
-        self,
-        n_clusters: int | None = None,
-        *,
-        layers: Any = "auto",
-        image_shape: tuple[int, ...] | None = None,
-        objective: str = "joint",
-        score_method: str = "density",
-        score_layer: int | str = -1,
-        transform_layers: int | str | Sequence[int | str] | None = None,
-        reg_covar: float | None = None,
-        max_epochs: int | None = None,
-        batch_size: int | None = None,
-        learning_rate: float | None = None,
-        tol: float = 1e-3,
-        n_iter_no_change: int = 5,
-        validation_fraction: float | None = None,
-        warm_start: bool = False,
-        device: str | torch.device = "auto",
-        random_state: Seed = None,
-        verbose: int = 0,
-        checkpoint: str | os.PathLike[str] | None = None,
-        checkpoint_minutes: float = 10.0,
-    ) -> None:
-        self._assign(locals())
+    n_clusters: int | None = field(default=None, kw_only=False)
+    transform_layers: int | str | Sequence[int | str] | None = None
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """Train the stack.
@@ -256,8 +233,8 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
         scores = self._map(some, lambda mixtures, x: mixtures.scores(x, some.complete))
         if not np.isfinite(scores).all():
             raise FloatingPointError("images have no finite scores")
-        with computing(self._stack.like.device), torch.no_grad():
-            means = (self._stack().component_means() / self._stack.pixels.unit).flatten(1)
+        with self._mixtures() as mixtures:
+            means = (mixtures.component_means() / self._stack.pixels.scale).flatten(1)
         weight = None if some.weight is None else ranks.together(some.weight)
         self.children_, self.distances_ = ranks.of_first(
             merge(ranks.together(scores), means.numpy(force=True), weight)
@@ -356,32 +333,22 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
                 "it has more than 1000 components, or its fit was stopped before it made one. Fit "
                 "with n_clusters set, or set n_clusters=None for its components."
             )
-        return cut(self.children_, self.n_clusters, self._top_weights())
-
-    def _top_weights(self) -> FloatArray:
-        """Mixture weights of the top components, (K,)."""
-        logits = self._stack.weight_logits(self._stack.top.name)
-        assert logits is not None
-        weights: FloatArray = logits.detach().flatten().softmax(0).cpu().numpy()
-        return weights
+        return cut(self.children_, self.n_clusters, self._stack.top_weights.cpu().numpy())
 
     @property
     def component_means_(self) -> FloatArray:
         """Mean image of each top component, (K, n_features)."""
         check_is_fitted(self)
-        with computing(self._stack.like.device), torch.no_grad():
-            rows = self._stack().component_means().permute(0, 2, 3, 1).flatten(1)  # (K, D)
-            means: FloatArray = rows.cpu().numpy()
-            return means
+        with self._mixtures() as mixtures:
+            return cast("FloatArray", rows_of(mixtures.component_means()).cpu().numpy())
 
     @property
     def cluster_centers_(self) -> FloatArray:
         """Mean image of each cluster, (n_clusters, n_features)."""
         clusters = self.clusters_
         members = clusters == np.arange(clusters.max() + 1)[:, None]  # (n_clusters, K)
-        shares = members * self._top_weights()
-        centers: FloatArray = (shares / shares.sum(1, keepdims=True)) @ self.component_means_
-        return centers
+        shares = members * self._stack.top_weights.cpu().numpy()
+        return cast("FloatArray", (shares / shares.sum(1, keepdims=True)) @ self.component_means_)
 
     def _cluster_probabilities(self, images: Images) -> FloatArray:
         """Posterior of the clusters: the responsibilities of their components."""
@@ -400,8 +367,7 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
 
     def _predict_images(self, images: Images) -> NDArray[Any]:
         """What `predict` answers."""
-        labels: IntArray = self._cluster_probabilities(images).argmax(1)
-        return labels
+        return cast("IntArray", self._cluster_probabilities(images).argmax(1))
 
     def fit_predict(self, X: Any, y: Any = None, **kwargs: Any) -> NDArray[Any]:
         """Train the stack, and return the cluster of each image.
@@ -580,11 +546,7 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
         check_number(
             "cluster", cluster, low=0, high=of_components.shape[1], integer=True, optional="drawn"
         )
-        return self._sample(
-            n_samples,
-            lambda mixtures: of_components.to(mixtures.log_weights),
-            cluster, temperature, top_s, random_state,
-        )  # fmt: skip
+        return self._sample(n_samples, of_components, cluster, temperature, top_s, random_state)
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Mean log density of the images, whatever `score_method`; the larger the better.

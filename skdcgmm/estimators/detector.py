@@ -1,10 +1,10 @@
 """`DCGMMOutlierDetector`: the stack as a scikit-learn outlier detector."""
 
-import os
-from typing import Any, Self
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Self, cast
 
 import numpy as np
-import torch
 from numpy.random import RandomState
 from numpy.typing import NDArray
 from sklearn.base import OutlierMixin
@@ -13,11 +13,11 @@ from sklearn.model_selection import KFold
 from sklearn.utils import check_random_state
 from torch import Tensor
 
-from skdcgmm.analysis.outliers import N_CALIBRATION, SCORES, OutlierScore
+from skdcgmm.analysis.outliers import N_CALIBRATION, SCORES, Typicality
 from skdcgmm.data import Data, FloatArray, Images, IntArray
 from skdcgmm.estimators.attributes import NamedLayers
 from skdcgmm.estimators.base import SCORE_METHODS, BaseDCGMM, check_joint
-from skdcgmm.estimators.checks import Seed, answer, refuse_stream, unchanged_on_failure
+from skdcgmm.estimators.checks import answer, refuse_stream, unchanged_on_failure
 from skdcgmm.model.specs import check_number
 from skdcgmm.model.stack import BaseStack
 from skdcgmm.model.tree import Tree
@@ -30,6 +30,7 @@ _N_FOLDS, _MIN_FOLDED = 5, 50
 _HELD_OUT, _MIN_HELD_OUT_OF = 0.2, 500
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class DCGMMOutlierDetector(NamedLayers, OutlierMixin, BaseDCGMM):
     """Outlier detection by a deep convolutional Gaussian mixture model.
 
@@ -41,9 +42,6 @@ class DCGMMOutlierDetector(NamedLayers, OutlierMixin, BaseDCGMM):
 
     Parameters
     ----------
-    contamination : float, default=0.1
-        Share of the images held out that `predict` calls outliers, in (0, 0.5], and so about that
-        of new images; of the training images if none are held out.
     layers, image_shape, objective
         The stack, as for `DCGMMEstimator`.
     score_method : str, default="auto"
@@ -68,6 +66,9 @@ class DCGMMOutlierDetector(NamedLayers, OutlierMixin, BaseDCGMM):
         most of new clothes, where a tenth or less was asked for.
     warm_start, device, random_state, verbose, checkpoint, checkpoint_minutes
         As for `DCGMMEstimator`.
+    contamination : float, default=0.1
+        Share of the images held out that `predict` calls outliers, in (0, 0.5], and so about that
+        of new images; of the training images if none are held out.
 
     Attributes
     ----------
@@ -92,30 +93,9 @@ class DCGMMOutlierDetector(NamedLayers, OutlierMixin, BaseDCGMM):
     _score_methods = ("auto", *SCORES, *SCORE_METHODS)
     _LEARNT_FROM_STACK = ("offset_", "_method", "_layer", "_outlier_score")
 
-    def __init__(
-        self,
-        *,
-        contamination: float = 0.1,
-        layers: Any = "auto",
-        image_shape: tuple[int, ...] | None = None,
-        objective: str = "joint",
-        score_method: str = "auto",
-        score_layer: int | str = -1,
-        reg_covar: float | None = None,
-        max_epochs: int | None = None,
-        batch_size: int | None = None,
-        learning_rate: float | None = None,
-        tol: float = 1e-3,
-        n_iter_no_change: int = 5,
-        validation_fraction: float | str | None = "auto",
-        warm_start: bool = False,
-        device: str | torch.device = "auto",
-        random_state: Seed = None,
-        verbose: int = 0,
-        checkpoint: str | os.PathLike[str] | None = None,
-        checkpoint_minutes: float = 10.0,
-    ) -> None:
-        self._assign(locals())
+    contamination: float = 0.1
+    score_method: str = "auto"
+    validation_fraction: float | str | None = "auto"
 
     def fit(self, X: Any, y: Any = None) -> Self:
         """Train the stack, and learn how normal images score.
@@ -160,8 +140,7 @@ class DCGMMOutlierDetector(NamedLayers, OutlierMixin, BaseDCGMM):
             If X comes in batches, whose order may change.
         """
         refuse_stream(X, "fit_predict", "fit, then predict")
-        predicted: NDArray[Any] = super().fit_predict(X, y, **kwargs)
-        return predicted
+        return cast("NDArray[Any]", super().fit_predict(X, y, **kwargs))
 
     def calibrate(self, X: Any, score_method: str | None = None) -> Self:
         """Learn anew how normal images score, without training the stack again.
@@ -296,30 +275,29 @@ class DCGMMOutlierDetector(NamedLayers, OutlierMixin, BaseDCGMM):
             )
         self._method = self._resolved_method(self._stack)
         self._layer = self._mixture_name(self._stack, "score_layer", self.score_layer)
-        self._outlier_score: OutlierScore | None = None
+        self._outlier_score: Typicality | None = None
         if self._method in SCORES:
-            make = SCORES[self._method]
-            rows = ranks.together(self._measure(images, make(len(self._stack.names))))
+            make = partial(SCORES[self._method], len(self._stack.names))
+            rows = ranks.together(self._measure(images, make()))
             _check_finite(rows)
-            self._outlier_score = make(len(self._stack.names)).fit(rows, rng)
+            self._outlier_score = make().fit(rows, rng)
             scores = self._outlier_score.score(rows)
             if not seen and len(rows) >= _MIN_FOLDED:
                 # What is learnt from an image makes it score higher than a new one.
                 for learnt, new in KFold(_N_FOLDS, shuffle=True, random_state=rng).split(rows):
-                    part = make(len(self._stack.names)).fit(rows[learnt], rng)
-                    scores[new] = part.score(rows[new])
+                    scores[new] = make().fit(rows[learnt], rng).score(rows[new])
         else:
             scores = ranks.together(self._scores(images))
             _check_finite(scores)
         self.offset_ = float(np.quantile(scores, self.contamination))
 
-    def _measure(self, images: Images, score: OutlierScore) -> FloatArray:
+    def _measure(self, images: Images, score: Typicality) -> FloatArray:
         """Rows of numbers that a score is made of."""
 
         def measure(tree: Tree, x: Tensor) -> Tensor:
             return score.measure(tree, x, images.complete)
 
-        return self._map(images, measure, "an outlier score", n_held=3)
+        return self._map(images, measure, n_held=3)
 
     def _scores(self, images: Images) -> FloatArray:
         if not hasattr(self, "_outlier_score"):

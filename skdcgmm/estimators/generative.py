@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from skdcgmm.data import FloatArray, Images
+from skdcgmm.data import FloatArray, Images, make_generator
 from skdcgmm.estimators.base import BaseDCGMM
-from skdcgmm.estimators.checks import Seed, answer, check_mask, make_generator
-from skdcgmm.model import computing, tables
+from skdcgmm.estimators.checks import Seed, answer, check_mask
+from skdcgmm.model import tables
 from skdcgmm.model.specs import check_choice, check_number
 from skdcgmm.model.tree import Generation, Mixtures
 
@@ -31,11 +31,10 @@ _FASTER, _SLOWER = 1.5, 0.3
 class GenerativeDCGMM(BaseDCGMM):
     """Densities of images, draws from the fitted stack, and their sharpening."""
 
-    @torch.no_grad()
     def _sample(
         self,
         n_samples: int,
-        of_components: Callable[[Mixtures], Tensor],
+        of_components: Tensor,
         label: int | None,
         temperature: float | None,
         top_s: int | None,
@@ -43,18 +42,16 @@ class GenerativeDCGMM(BaseDCGMM):
     ) -> tuple[NDArray[Any], NDArray[Any]]:
         """Images in the shape of the rows of X, and labels.
 
-        `of_components` gives the probability of each label under each top component, (K, n_labels).
+        `of_components` are the probabilities of labels under each top component, (K, n_labels).
         With a `label`, all images have that one.
         """
         check_number("n_samples", n_samples, low=1, integer=True)
         if temperature == 0 and top_s is None and self._stack.is_density:
             top_s = _PICTURE_TOP_S
         generation = self._generation(temperature, top_s, random_state)
-        stack = self._stack_in_place()
-        with computing(stack.like.device):
-            mixtures = stack()
-            labels = of_components(mixtures)  # (K, n_labels)
+        with self._mixtures() as mixtures:
             log_weights = mixtures.log_weights  # (K,)
+            labels = of_components.to(log_weights)  # (K, n_labels)
             if label is not None:
                 log_weights = log_weights + labels[:, label].log()
             components = torch.multinomial(
@@ -62,7 +59,7 @@ class GenerativeDCGMM(BaseDCGMM):
             )  # (n_samples,)
             images, drawn = [], []
             for part in torch.split(components, Images.batch_size(mixtures.numbers_per_image)):
-                images.append(_rows(mixtures.sample(part, generation)).cpu())
+                images.append(rows_of(mixtures.sample(part, generation)).cpu())
                 if label is not None:
                     drawn.append(torch.full_like(part, label).cpu())
                 else:
@@ -140,7 +137,7 @@ class GenerativeDCGMM(BaseDCGMM):
         generation = self._generation(temperature, top_s, random_state)
 
         def rows(mixtures: Mixtures, x: Tensor) -> Tensor:
-            return _rows(mixtures.variants(x, name, generation))
+            return rows_of(mixtures.variants(x, name, generation))
 
         repeated = images.take(np.repeat(np.arange(len(images)), n_samples))
         drawn = self._map(repeated, rows)
@@ -187,8 +184,9 @@ class GenerativeDCGMM(BaseDCGMM):
         generation = self._generation(temperature, top_s, random_state)
 
         def rows(mixtures: Mixtures, x: Tensor) -> Tensor:
-            mean = method == "mean"
-            return _rows(mixtures.impute_mean(x) if mean else mixtures.impute_sample(x, generation))
+            if method == "mean":
+                return rows_of(mixtures.impute_mean(x))
+            return rows_of(mixtures.impute_sample(x, generation))
 
         filled = self._map(images, rows)
         # Observed values exactly as they came, in whatever precision the stack computes.
@@ -234,14 +232,14 @@ class GenerativeDCGMM(BaseDCGMM):
         check_number("pull", pull, low=0)
         name = None if layer is None else self._mixture_name(self._stack, "layer", layer)
         images = self._check_fitted_images(X)
-        unit = self._stack.pixels.unit
+        scale = self._stack.pixels.scale
 
         def rows(mixtures: Mixtures, x: Tensor) -> Tensor:
             def score(x: Tensor) -> Tensor:
                 return mixtures.layer_log_prob(x, name) if name else mixtures.stack_log_prob(x)
 
-            sharp, values = sharpen(score, x, unit.to(x), n_steps, pull)
-            return torch.cat([_rows(sharp), values], 1)  # (N, D + n_steps + 1)
+            sharp, values = sharpen(score, x, scale.to(x), n_steps, pull)
+            return torch.cat([rows_of(sharp), values], 1)  # (N, D + n_steps + 1)
 
         sharp, values = np.hsplit(self._map(images, rows), [images.rows.shape[1]])
         sharp = answer(X, sharp.reshape(len(images), *images.row_shape))
@@ -263,7 +261,7 @@ class GenerativeDCGMM(BaseDCGMM):
         return Generation(temperature, top_s, make_generator(seed, device))
 
 
-def _rows(x: Tensor) -> Tensor:
+def rows_of(x: Tensor) -> Tensor:
     """Images (N, C, H, W) as rows (N, H * W * C)."""
     return x.permute(0, 2, 3, 1).flatten(1)
 

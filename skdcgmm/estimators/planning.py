@@ -9,8 +9,7 @@ from numpy.random import RandomState
 from sklearn.base import clone
 
 from skdcgmm import published
-from skdcgmm.data import Data, Images
-from skdcgmm.estimators import checks
+from skdcgmm.data import Data, Images, make_generator
 from skdcgmm.model import computing, specs
 from skdcgmm.model.specs import NamedSpecs
 from skdcgmm.model.stack import BaseStack, Stack
@@ -30,15 +29,8 @@ def is_auto(estimator: Any) -> bool:
     return isinstance(estimator.layers, str) and bool(estimator.layers == "auto")
 
 
-def plan(estimator: Any, shape: Shape, n_images: int) -> NamedSpecs:
-    """The layers that the parameters of an estimator ask for.
-
-    Parameters
-    ----------
-    estimator : BaseDCGMM
-    shape : (channels, height, width)
-    n_images : int
-    """
+def _plan(estimator: Any, shape: Shape, n_images: int) -> NamedSpecs:
+    """The layers that the parameters of an estimator ask for."""
     layers = estimator.layers
     if is_auto(estimator):
         choose = specs.auto if estimator.objective == "joint" else published.auto
@@ -61,14 +53,12 @@ def build(
         top than there are to be clusters.
     """
     joint = estimator.objective == "joint"
-    layers = specs.lay_out(plan(estimator, shape, n_images), shape, tiling=joint)
+    layers = specs.lay_out(_plan(estimator, shape, n_images), shape, tiling=joint)
     for layer in (layer for layer in layers if layer.is_mixture):
         n_windows = n_images * layer.windows.n_windows // layer.n_mixtures
         if layer.n_components > n_windows:
-            is_top = layer is layers[-1]
-            by_clusters = (
-                is_auto(estimator) and is_top and layer.n_components == estimator.n_clusters
-            )
+            own = layer is layers[-1] and layer.n_components == estimator.n_clusters
+            by_clusters = own and is_auto(estimator)
             parameter = "n_clusters" if by_clusters else f"{layer.name}__n_components"
             raise ValueError(
                 f"{parameter} must be at most {n_windows}, the number of windows that a mixture "
@@ -94,18 +84,6 @@ def check_n_clusters(n_clusters: int | None, n_components: int) -> None:
 def start(stack: BaseStack, data: Data, reg_covar: float | None, rng: RandomState) -> None:
     """Bring a stack to the type and the units of the images, and start it from some of them."""
     stack.to(data.dtype)
-    _set_units(stack, data, reg_covar)
-    largest = max(layer.n_components for layer in stack.mixtures.values())
-    with computing(stack.like.device), torch.no_grad():
-        n_starts = min(_N_STARTS, Images.batch_size(stack().numbers_per_image))
-        starts = data.sample(max(n_starts, 2 * largest), rng, weighted=True)
-        starts = replace(starts, rows=ranks.together(starts.rows))
-        stack.start(starts.tensor(slice(None), stack.like), checks.make_generator(rng))
-    ranks.start_alike(stack)
-
-
-def _set_units(stack: BaseStack, data: Data, reg_covar: float | None) -> None:
-    """Bring a stack to the units of the images of all processes."""
     total, *others = ranks.gather(data.moments())
     for moments in others:
         total = total.add(moments)
@@ -120,3 +98,10 @@ def _set_units(stack: BaseStack, data: Data, reg_covar: float | None) -> None:
         for part in (total.n_values, total.mean, total.variance)
     )  # each (C, H, W)
     stack.pixels.set_units(count, mean, variance, reg_covar)
+    largest = max(layer.n_components for layer in stack.mixtures.values())
+    with computing(stack.like.device), torch.no_grad():
+        n_starts = min(_N_STARTS, Images.batch_size(stack().numbers_per_image))
+        starts = data.sample(max(n_starts, 2 * largest), rng, weighted=True)
+        starts = replace(starts, rows=ranks.together(starts.rows))
+        stack.start(starts.tensor(slice(None), stack.like), make_generator(rng))
+    ranks.start_alike(stack)

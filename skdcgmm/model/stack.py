@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -59,9 +59,10 @@ class BaseStack(nn.Module, ABC):
         """Weights of a mixture, before the softmax over the first axis; None if it has none."""
 
     @property
-    @abstractmethod
     def is_density(self) -> bool:
         """Whether the stack is one density, so that calling it gives a `Tree`."""
+        first, *upper = self.layers
+        return self.tiling or (not upper and first.windows.kernel == first.windows.size)
 
     @property
     def image_shape(self) -> Shape:
@@ -84,11 +85,14 @@ class BaseStack(nn.Module, ABC):
         return self.layers[-1]
 
     @property
+    def top_weights(self) -> Tensor:
+        """Mixture weights of the top layer, (K,)."""
+        return cast("Tensor", self.weight_logits(self.top.name)).detach().softmax(0).flatten()
+
+    @property
     def pixels(self) -> Pixels:
         """What the components of the first layer emit."""
-        (first, *_) = self.emissions
-        assert isinstance(first, Pixels)
-        return first
+        return cast("Pixels", self.emissions[0])
 
     @property
     def like(self) -> Tensor:
@@ -97,21 +101,15 @@ class BaseStack(nn.Module, ABC):
 
     def emission(self, name: str) -> "Pixels | Tables":
         """What the components of a mixture emit."""
-        emission = self.emissions[self.names.index(name)]
-        assert isinstance(emission, Pixels | Tables)
-        return emission
+        return cast("Pixels | Tables", self.emissions[self.names.index(name)])
 
     def same_layers(self, other: "BaseStack") -> bool:
         """Whether another stack has the same layers on the same images."""
-        described = [
-            (
-                type(stack),
-                [(layer.name, layer.windows, str(layer.spec)) for layer in stack.layers],
-                [(name, parameter.shape) for name, parameter in stack.named_parameters()],
-            )
+        one, another = (
+            [(layer.name, layer.windows, str(layer.spec)) for layer in stack.layers]
             for stack in (self, other)
-        ]
-        return described[0] == described[1]
+        )
+        return (type(self), self.n_classes, one) == (type(other), other.n_classes, another)
 
     def pack(self) -> dict[str, Any]:
         """What the stack consists of: its layers with all sizes spelt out, and its arrays."""
@@ -145,8 +143,7 @@ class BaseStack(nn.Module, ABC):
     @torch.no_grad()
     def set_weights(self, name: str, weights: Tensor) -> None:
         """Set mixture weights, components first."""
-        logits = self.weight_logits(name)
-        assert logits is not None
+        logits = cast("Tensor", self.weight_logits(name))
         logits.copy_(weights.clamp_min(MIN_WEIGHT).log().reshape(logits.shape))
 
     def layer_n_parameters(self, name: str) -> int:
@@ -196,25 +193,14 @@ class Stack(BaseStack):
         super().__init__(layers, emissions)
         self.logits = nn.Parameter(torch.zeros(self.top.n_components))
         self.n_classes = n_classes
-        self.class_logits: nn.Parameter | None = None
-        if n_classes is not None:
-            self.class_logits = nn.Parameter(torch.zeros(self.top.n_components, n_classes))
+        classes = None if n_classes is None else torch.zeros(self.top.n_components, n_classes)
+        self.class_logits = None if classes is None else nn.Parameter(classes)
 
     def forward(self) -> Tree:
         """The density at the present parameters."""
-        levels = tuple(emission() for emission in list(self.emissions)[1:])
-        return Tree(
-            self.names,
-            self.pixels(),
-            self.logits.log_softmax(0),
-            levels,
-            None if self.class_logits is None else tables.tables(self.class_logits),
-        )
-
-    @property
-    def is_density(self) -> bool:
-        """Whether the stack is one density: it is."""
-        return True
+        pixels, *levels = (emission() for emission in self.emissions)
+        classes = None if self.class_logits is None else tables.tables(self.class_logits)
+        return Tree(self.names, pixels, self.logits.log_softmax(0), tuple(levels), classes)
 
     def weight_logits(self, name: str) -> nn.Parameter | None:
         """Weights of the top; those of lower layers follow from the tables above them."""
@@ -225,8 +211,7 @@ class Stack(BaseStack):
         """Start every component of every layer as a random window of the images."""
         self.pixels.start(x, generator)
         z = self.pixels().log_prob(x)  # (N, K, rows, columns)
-        for emission in list(self.emissions)[1:]:
-            assert isinstance(emission, Tables)
+        for emission in cast("list[Tables]", list(self.emissions)[1:]):
             emission.start(z.softmax(1), generator)
             z = tables.log_prob(z, *emission())  # (N, K, rows, columns)
         self.logits.zero_()
@@ -285,9 +270,8 @@ class Tables(nn.Module):
         pooled = functional.avg_pool2d(x, self.pool, ceil_mode=True, count_include_pad=False)
         windows = self.windows.unfold(pooled)  # (R, N, D)
         n_mixtures, n_components = math.prod(self.positions), self.logits.shape[4]
-        picked = pick_windows(
-            windows, n_mixtures, n_components, self.windows.kernel, generator
-        )  # (P, K, D)
+        size = n_mixtures, n_components, self.windows.kernel
+        picked = pick_windows(windows, *size, generator)  # (P, K, D)
         average = windows.reshape(n_mixtures, -1, windows.shape[2]).mean(1, keepdim=True)
         started = picked + _START_AVERAGE * (average - picked)  # (P, K, D)
         self.logits.copy_(self._from_windows(started.clamp_min(_MIN_START_PROBABILITY).log()))

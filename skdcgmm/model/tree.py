@@ -235,6 +235,16 @@ class Tree(Mixtures):
             found.append(tables.weights_below(found[-1], level.tables, level.kernel))
         return found[::-1]
 
+    def _mix(self, x: Tensor, complete: bool) -> tuple[list[tuple[Tensor, tables.Mix]], Tensor]:
+        """Scores of cells (H, W, J, N) and their mixtures by level; scores of the top, (N, K)."""
+        z = self.pixels.log_prob(x, complete)  # (N, K, rows, columns)
+        climbed = []
+        for level in self.levels:
+            mixed = tables.mix(z, level.tables, level.kernel)
+            climbed.append((z.permute(2, 3, 1, 0), mixed))
+            z = mixed.log_prob
+        return climbed, z.flatten(1) + self.log_weights
+
     @torch.no_grad()
     def statistics(self, x: Tensor, complete: bool = False) -> Tensor:
         """Numbers by which outliers stand out, in nats at the scale of the layers.
@@ -249,13 +259,7 @@ class Tree(Mixtures):
         Tensor of shape (N, 6 * (L - 1) + 1)
         """
         prior = self._weights_below(self.log_weights.exp()[None, :, None, None])
-        z = self.pixels.log_prob(x, complete)  # (N, K, rows, columns)
-        climbed = []
-        for level in self.levels:
-            mixed = tables.mix(z, level.tables, level.kernel)
-            climbed.append((z.permute(2, 3, 1, 0), mixed))  # (H, W, J, N)
-            z = mixed.log_prob
-        evidence = z.flatten(1) + self.log_weights  # (N, K)
+        climbed, evidence = self._mix(x, complete)
         expected = self._weights_below(evidence.softmax(1)[..., None, None])
         columns = []
         # The top has no window of its own.
@@ -287,18 +291,12 @@ class Tree(Mixtures):
         shortfalls : Tensor of shape (N, L - 1)
         log_prob : Tensor of shape (N,)
         """
-        z = self.pixels.log_prob(x, complete)  # (N, K, rows, columns)
-        climbed = []
-        for level in self.levels:
-            mixed = tables.mix(z, level.tables, level.kernel)
-            z = mixed.log_prob
-            climbed.append(mixed.mixtures)
-        evidence = z.flatten(1) + self.log_weights  # (N, K)
+        climbed, evidence = self._mix(x, complete)
         weights = self._weights_below(evidence.softmax(1)[..., None, None], lowest=1)
         columns = []
-        for level, mixtures, above in zip(self.levels, climbed, weights, strict=True):
+        for level, (_, mixed), above in zip(self.levels, climbed, weights, strict=True):
             size = (level.tables.shape[0], level.tables.shape[1])
-            shortfall = tables.shortfalls(mixtures, above, size, level.kernel)  # (N, H, W)
+            shortfall = tables.shortfalls(mixed.mixtures, above, size, level.kernel)  # (N, H, W)
             columns.append(shortfall.square().mean((1, 2)).sqrt())
         return torch.stack(columns, 1), evidence.logsumexp(1)
 

@@ -6,7 +6,7 @@ authority on shapes.
 """
 
 import math
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import torch
@@ -51,30 +51,73 @@ class Windows(NamedTuple):
         return self.input_shape[0] * math.prod(self.kernel)
 
     @property
+    def overhang(self) -> Size:
+        """Rows and columns by which the last windows reach past the border."""
+        sizes = zip(self.size, self.kernel, self.stride, self.grid, strict=True)
+        rows, columns = (max(0, (g - 1) * s + k - n) for n, k, s, g in sizes)
+        return rows, columns
+
+    @property
     def mean_area(self) -> float:
         """Cells that a window holds inside the border, averaged over windows."""
-        return mean_window_area(self.size, self.kernel, self.stride)
+        return float(cells_inside(self).double().mean())
+
+    def pad(self, x: Tensor) -> Tensor:
+        """Append zeros at the right and bottom so that every window is complete."""
+        bottom, right = self.overhang
+        return functional.pad(x, (0, right, 0, bottom)) if bottom or right else x
 
     def unfold(self, x: Tensor) -> Tensor:
-        """The windows of an input (N, C, H, W) as rows, (rows * columns, N, n_values)."""
-        return unfold(x, self.kernel, self.stride)
+        """The windows of an input as rows, by position; a view where the windows allow one.
+
+        Else images come last in memory, so that windows are copied many values at a time.
+
+        Parameters
+        ----------
+        x : Tensor of shape (N, C, H, W)
+            Of any number of channels.
+
+        Returns
+        -------
+        Tensor of shape (P, N, C * kernel height * kernel width)
+            P positions in row-major order.
+        """
+        x = self.pad(x)
+        if x.is_contiguous() and self.kernel != (x.shape[2], x.shape[3]):
+            x = images_last(x)
+        for axis, kernel, stride in zip((2, 3), self.kernel, self.stride, strict=True):
+            x = x.unfold(axis, kernel, stride)
+        windows = x.permute(2, 3, 1, 4, 5, 0)  # (R, Q, C, h, w, N)
+        return windows.flatten(2, 4).flatten(0, 1).mT  # (P, N, D)
 
     def fold_mean(self, patches: Tensor) -> Tensor:
-        """Average of patches (rows * columns, N, n_values) on their windows, (N, C, H, W)."""
-        return fold_mean(patches, self.size, self.kernel, self.stride)
+        """Lay patches on their windows and average where they overlap.
+
+        Parameters
+        ----------
+        patches : Tensor of shape (P, N, C * kernel height * kernel width)
+
+        Returns
+        -------
+        Tensor of shape (N, C, H, W)
+            Pixels under no window, which only strides beyond the kernel leave, are 0.
+        """
+        (height, width), (bottom, right) = self.size, self.overhang
+        fold = partial(
+            functional.fold, output_size=(height + bottom, width + right),
+            kernel_size=self.kernel, stride=self.stride,
+        )  # fmt: skip
+        columns = patches.permute(1, 2, 0)  # (N, D, P)
+        count = fold(columns.new_ones(1, math.prod(self.kernel), columns.shape[2])).clamp_min(1)
+        return (fold(columns) / count)[..., :height, :width]  # (N, C, H, W)
 
 
 @lru_cache
 def cells_inside(windows: Windows) -> Tensor:
     """Number of cells of each window inside the border, (rows, columns), on the CPU."""
-    rows, columns = (
-        (n - s * torch.arange(g, device="cpu")).clamp_max(k)
-        for n, k, s, g in zip(
-            windows.size, windows.kernel, windows.stride, windows.grid, strict=True
-        )
-    )
-    inside: Tensor = rows[:, None] * columns
-    return inside
+    sizes = zip(windows.size, windows.kernel, windows.stride, windows.grid, strict=True)
+    rows, columns = ((n - s * torch.arange(g, device="cpu")).clamp_max(k) for n, k, s, g in sizes)
+    return rows[:, None] * columns
 
 
 def grid_size(size: Size, kernel: Size, stride: Size) -> Size:
@@ -87,80 +130,6 @@ def grid_size(size: Size, kernel: Size, stride: Size) -> Size:
     return rows, columns
 
 
-def mean_window_area(size: Size, kernel: Size, stride: Size) -> float:
-    """Pixels that a window holds inside the border, averaged over windows."""
-    area = 1.0
-    for k, g, outside in zip(
-        kernel, grid_size(size, kernel, stride), overhang(size, kernel, stride), strict=True
-    ):
-        area *= k - outside / g  # only the last window reaches past the border
-    return area
-
-
-def overhang(size: Size, kernel: Size, stride: Size) -> Size:
-    """Rows and columns by which the last windows reach past the border."""
-    rows, columns = (
-        max(0, (g - 1) * s + k - n)
-        for n, k, s, g in zip(size, kernel, stride, grid_size(size, kernel, stride), strict=True)
-    )
-    return rows, columns
-
-
-def pad(x: Tensor, kernel: Size, stride: Size) -> Tensor:
-    """Append zeros at the right and bottom so that every window is complete."""
-    bottom, right = overhang((x.shape[-2], x.shape[-1]), kernel, stride)
-    return functional.pad(x, (0, right, 0, bottom)) if bottom or right else x
-
-
 def images_last(x: Tensor) -> Tensor:
     """The values (N, ...) themselves, images last in memory."""
     return x.flatten(1).T.contiguous().T.view(x.shape)
-
-
-def unfold(x: Tensor, kernel: Size, stride: Size) -> Tensor:
-    """The windows of `x` as rows, by position; a view where the windows allow one.
-
-    Else images come last in memory, so that windows are copied many values at a time.
-
-    Parameters
-    ----------
-    x : Tensor of shape (N, C, H, W)
-
-    Returns
-    -------
-    Tensor of shape (P, N, C * kernel height * kernel width)
-        P positions in row-major order.
-    """
-    x = pad(x, kernel, stride)
-    if x.is_contiguous() and kernel != (x.shape[2], x.shape[3]):
-        x = images_last(x)
-    windows = x.unfold(2, kernel[0], stride[0]).unfold(
-        3, kernel[1], stride[1]
-    )  # (N, C, R, Q, h, w)
-    windows = windows.permute(2, 3, 1, 4, 5, 0)  # (R, Q, C, h, w, N)
-    rows, columns = windows.shape[:2]
-    return windows.reshape(rows * columns, math.prod(windows.shape[2:5]), len(x)).mT  # (P, N, D)
-
-
-def fold_mean(patches: Tensor, size: Size, kernel: Size, stride: Size) -> Tensor:
-    """Lay patches on their windows and average where they overlap.
-
-    Parameters
-    ----------
-    patches : Tensor of shape (P, N, C * kernel height * kernel width)
-    size : (height, width) of the result
-
-    Returns
-    -------
-    Tensor of shape (N, C, H, W)
-        Pixels under no window, which only strides beyond the kernel leave, are 0.
-    """
-    bottom, right = overhang(size, kernel, stride)
-    padded = (size[0] + bottom, size[1] + right)
-    columns = patches.permute(1, 2, 0)  # (N, D, P)
-    total = functional.fold(columns, padded, kernel, stride=stride)  # (N, C, H + bottom, W + right)
-    ones = columns.new_ones(1, kernel[0] * kernel[1], columns.shape[2])
-    count = functional.fold(ones, padded, kernel, stride=stride).clamp_min(
-        1
-    )  # (1, 1, H + bottom, W + right)
-    return (total / count)[..., : size[0], : size[1]]  # (N, C, H, W)

@@ -3,12 +3,13 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from skdcgmm.model import tables, windows
+from skdcgmm.model import tables
 from skdcgmm.model.pixels import PixelDensity
 from skdcgmm.model.pixels.gaussian import Gaussian
 from skdcgmm.model.specs import Layer, check_choice
@@ -141,17 +142,14 @@ class Chain(Mixtures):
 
 def _pool(x: Tensor, pool: Windows) -> Tensor:
     """The largest value in each window; the border's zeros never win over a responsibility."""
-    return functional.max_pool2d(windows.pad(x, pool.kernel, pool.stride), pool.kernel, pool.stride)
+    return functional.max_pool2d(pool.pad(x), pool.kernel, pool.stride)
 
 
 def _spread(control: Tensor, pool: Windows) -> Tensor:
     """The weights (N, C, rows, columns) of each window for all its positions, (N, C, H, W)."""
     weights = control.flatten(2).movedim(2, 0)  # (rows * columns, N, C)
     area = math.prod(pool.kernel)
-    patches = (
-        weights[..., None].expand(-1, -1, -1, area).flatten(2)
-    )  # (rows * columns, N, C * area)
-    return pool.fold_mean(patches)
+    return pool.fold_mean(weights.repeat_interleave(area, 2))  # of (rows * columns, N, C * area)
 
 
 class LayerwiseStack(BaseStack):
@@ -174,13 +172,8 @@ class LayerwiseStack(BaseStack):
         for layer in mixtures:
             kind = layer.spec.covariance_type
             check_choice(f"{layer.name}__covariance_type", kind, ("diag", "spherical"))
-            spherical, has_units = kind == "spherical", layer is layers[0]
-            emissions.append(
-                Clipped(
-                    layer.windows, layer.n_components, layer.positions,
-                    spherical=spherical, has_units=has_units,
-                )
-            )  # fmt: skip
+            size = layer.windows, layer.n_components, layer.positions
+            emissions.append(Clipped(*size, spherical=kind == "spherical"))
         super().__init__(layers, emissions)
         self.logits = nn.ParameterList(
             torch.zeros(layer.n_components, *layer.positions) for layer in mixtures
@@ -190,12 +183,6 @@ class LayerwiseStack(BaseStack):
         """What the stack says and draws at the present parameters."""
         chain = self.chain()
         return Tree(self.names, chain.pixels, chain.log_weights) if self.is_density else chain
-
-    @property
-    def is_density(self) -> bool:
-        """Whether the stack is one density: one mixture over whole images is."""
-        (first, *upper) = self.layers
-        return not upper and first.windows.kernel == first.windows.size
 
     def chain(self) -> Chain:
         """The stack as a chain of layers, also if it is one density."""
@@ -208,14 +195,11 @@ class LayerwiseStack(BaseStack):
 
     def emission(self, name: str) -> "Clipped":
         """What the components of a mixture emit."""
-        emission = super().emission(name)
-        assert isinstance(emission, Clipped)
-        return emission
+        return cast("Clipped", super().emission(name))
 
     def weight_logits(self, name: str) -> nn.Parameter:
         """Weights of a mixture before the softmax, (K, 1, 1) or (K, rows, columns)."""
-        logits: nn.Parameter = self.logits[self.names.index(name)]
-        return logits
+        return cast("nn.Parameter", self.logits[self.names.index(name)])
 
     @torch.no_grad()
     def start(self, x: Tensor, generator: torch.Generator) -> None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from skdcgmm.data import Batch, IntArray
+from skdcgmm.data import Batch
 from skdcgmm.training import ranks
 
 # Bytes of the largest block from which the C library still learns.
@@ -104,15 +104,12 @@ class Outcome(NamedTuple):
         Whether the user stopped it.
     progress : Any
         Where the objective stands, to go on later.
-    held_out : ndarray or None
-        Numbers of the images that it has not seen.
     """
 
     history: list[HistoryRow]
     converged: bool
     interrupted: bool = False
     progress: Any = None
-    held_out: IntArray | None = None
 
 
 def train(
@@ -167,7 +164,7 @@ def train(
     now = standing._replace(history=list(standing.history))
     parameters = [parameter.detach() for parameter in stack.parameters()]
     of_last_epoch = [torch.empty_like(parameter) for parameter in parameters]
-    outcome = Outcome(now.history, converged=False)
+    converged = interrupted = False
     try:
         for epoch in range(len(now.history) + 1, max_epochs + 1):
             with torch.enable_grad():
@@ -191,10 +188,8 @@ def train(
             if objective.annealed:
                 stale = 0 if value > now.best + tol else now.stale + 1
                 now = now._replace(best=max(now.best, value), stale=stale)
-            if now.stale >= n_iter_no_change:
-                outcome = Outcome(now.history, converged=True)
-                break
-            if stop:
+            converged = now.stale >= n_iter_no_change
+            if converged or stop:
                 break
     except KeyboardInterrupt:
         # Several processes would not stop at the same step.
@@ -202,10 +197,10 @@ def train(
             raise
         objective.report()  # of steps that no longer count
         torch._foreach_copy_(parameters, of_last_epoch)
-        outcome = Outcome(now.history, converged=False, interrupted=True)
+        interrupted = True
     if now.best_parameters:
         torch._foreach_copy_(parameters, list(now.best_parameters))
-    return outcome
+    return Outcome(now.history, converged, interrupted, objective.progress)
 
 
 def check_finite(objective: Objective, batch: Batch) -> None:

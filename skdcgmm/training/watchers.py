@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from numpy.random import RandomState
 from torch import nn
@@ -18,25 +18,18 @@ from skdcgmm.training import HistoryRow, Objective, Standing, ranks
 
 try:
     from sklearn.callback import CallbackSupportMixin as CallbackSupportMixin
-    from sklearn.callback import with_callbacks as _with_callbacks
+    from sklearn.callback import with_callbacks as with_callbacks
 except ImportError:  # scikit-learn before 1.9
 
     class CallbackSupportMixin:  # type: ignore[no-redef]
         """No callbacks."""
 
-    def _with_callbacks(method: Any) -> Any:
+    def with_callbacks(method: Any) -> Any:
+        """Leave a method as it is."""
         return method
 
 
 HAS_CALLBACKS = hasattr(CallbackSupportMixin, "set_callbacks")
-
-Method = TypeVar("Method", bound=Callable[..., Any])
-
-
-def with_callbacks(method: Method) -> Method:
-    """Let callbacks clean up after a method, where scikit-learn has callbacks."""
-    decorated: Method = _with_callbacks(method)
-    return decorated
 
 
 class Report:
@@ -49,9 +42,12 @@ class Report:
         That is trained.
     shown : dict or None
         What the callbacks are to see as the training data; None calls none.
-    fitted : callable
-        From the history, and the numbers of the images held out, to the attributes of an estimator
-        as if training ended now.
+    ended : callable
+        From the history to the attributes of an estimator as if training ended now.
+    n_epochs : int
+        Of the training.
+    history : list of dict
+        Of the epochs that are done.
     """
 
     def __init__(
@@ -59,34 +55,25 @@ class Report:
         estimator: Any,
         stack: BaseStack,
         shown: dict[str, Any] | None,
-        fitted: Callable[[list[HistoryRow], Any], dict[str, Any]],
+        ended: Callable[[list[HistoryRow]], dict[str, Any]],
+        n_epochs: int,
+        history: list[HistoryRow],
     ) -> None:
-        self._estimator, self._stack, self._fitted = estimator, stack, fitted
+        self._stack, self._ended, self._history = stack, ended, list(history)
         self._shown = {"estimator": estimator, **(shown or {})}
         self._with_callbacks = shown is not None and HAS_CALLBACKS
-        self._bar = tqdm(disable=True)
-        self._history: list[HistoryRow] = []
-        self._held_out: Any = None
-        self._context: Any = None
-        self._epoch: Any = None
+        if self._with_callbacks:
+            n_left = n_epochs - len(history)
+            self._context = estimator._init_callback_context(max_subtasks=n_left)
+            self._context.call_on_fit_task_begin(**self._shown)
+        self._bar = tqdm(
+            desc=type(estimator).__name__, total=n_epochs, initial=len(history), unit="epoch",
+            disable=not estimator.verbose,
+        )  # fmt: skip
 
     def close(self) -> None:
         """Leave the bar as it is."""
         self._bar.close()
-
-    def start(self, n_epochs: int, history: list[HistoryRow], held_out: Any) -> None:
-        """The training is to have so many epochs; those in the history are done."""
-        self._history, self._held_out = list(history), held_out
-        name = type(self._estimator).__name__
-        self._bar = tqdm(
-            desc=name, total=n_epochs, initial=len(history), unit="epoch",
-            disable=not self._estimator.verbose,
-        )  # fmt: skip
-        if self._with_callbacks:
-            self._context = self._estimator._init_callback_context(
-                max_subtasks=n_epochs - len(history)
-            )
-            self._context.call_on_fit_task_begin(**self._shown)
 
     def begin_epoch(self) -> None:
         """An epoch begins."""
@@ -101,17 +88,15 @@ class Report:
             figures = {"log-likelihood": f"{row['loss']:.4g}"}
             if "validation_loss" in row:
                 figures["held out"] = f"{row['validation_loss']:.4g}"
-            logits = self._stack.weight_logits(self._stack.top.name)
-            assert logits is not None
-            active = n_active(logits.detach().softmax(0))
-            figures["active"] = f"{active:.0f}/{self._stack.top.n_components}"
+            weights = self._stack.top_weights
+            figures["active"] = f"{n_active(weights):.0f}/{len(weights)}"
             self._bar.set_postfix(figures, refresh=False)
             self._bar.update()
         if not self._with_callbacks:
             return False
         stop = self._epoch.call_on_fit_task_end(
             **self._shown,
-            reconstruction_attributes=lambda: self._fitted(self._history, self._held_out),
+            reconstruction_attributes=lambda: self._ended(self._history),
         )
         return any(ranks.gather(bool(stop)))
 

@@ -75,7 +75,14 @@ class Pixels(nn.Module, ABC):
     n_components : int
     positions : (rows, columns)
         Of windows that have a mixture of their own; (1, 1) if all share one.
+
+    Attributes
+    ----------
+    scale : Tensor of shape () or (C, 1, 1)
+        How much of the images is one in the units of the layer.
     """
+
+    scale: Tensor
 
     def __init__(self, windows: Windows, n_components: int, positions: Size) -> None:
         super().__init__()
@@ -102,11 +109,6 @@ class Pixels(nn.Module, ABC):
     @abstractmethod
     def start(self, x: Tensor, generator: torch.Generator) -> None:
         """Start at random, given some images (N, C, H, W)."""
-
-    @property
-    @abstractmethod
-    def unit(self) -> Tensor:
-        """How much of the images, () or (C, 1, 1), is one in the units of the layer."""
 
     @property
     @abstractmethod

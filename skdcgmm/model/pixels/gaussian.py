@@ -17,15 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from skdcgmm.model.pixels import PixelDensity, Pixels, n_inside, pick_windows
-from skdcgmm.model.windows import (
-    Size,
-    Windows,
-    cells_inside,
-    images_last,
-    overhang,
-    pad,
-    unfold,
-)
+from skdcgmm.model.windows import Size, Windows, cells_inside, images_last
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -40,6 +32,8 @@ _START_EXCESS, _START_NOISE = 0.05, 0.1
 # The expanded square loses about precision * value^2 * 6e-8 in float32. Where variances may be
 # smaller than this, scores are computed in double.
 _FLOAT32_VARIANCE = 0.01
+
+_ZERO, _ONE = torch.tensor([0.0, 1.0], device="cpu")
 
 # Of a sum of products: weights (P, K, D or 1), and what they weigh.
 Terms = list[tuple[Tensor, Tensor]]
@@ -60,8 +54,8 @@ class GaussianDensity(PixelDensity):
     means : Tensor of shape (P, K, D)
     root_precisions : Tensor of shape (P, K, D) or (P, K, 1)
     windows : Windows
-    shift, scale : Tensor of shape (C, 1, 1), or None
-        Images enter as (x - shift) / scale; None leaves them as they are.
+    shift, scale : Tensor of shape (C, 1, 1)
+        Images enter as (x - shift) / scale.
     in_double : bool
         Whether single precision would not do.
     """
@@ -69,23 +63,21 @@ class GaussianDensity(PixelDensity):
     means: Tensor
     root_precisions: Tensor
     windows: Windows
-    shift: Tensor | None = None
-    scale: Tensor | None = None
+    shift: Tensor = _ZERO
+    scale: Tensor = _ONE
     in_double: bool = False
 
     def log_prob(self, x: Tensor, complete: bool = False) -> Tensor:
         """Log density of each window by component; missing values, NaN, are left out."""
         dtype = x.dtype
-        if self.shift is not None and self.scale is not None:
-            x = (x - self.shift).div_(self.scale)
+        x = (x - self.shift).div_(self.scale)
         if self.in_double:
             x = x.double()
-        size, kernel, stride = self.windows.size, self.windows.kernel, self.windows.stride
-        rows, columns = self.windows.grid
+        kernel, stride, (rows, columns) = *self.windows[1:], self.windows.grid
         missing = None if complete else x.isnan()  # (N, C, H, W)
         if missing is not None and not missing.any():
             missing = None
-        full = missing is None and overhang(size, kernel, stride) == (0, 0)
+        full = missing is None and self.windows.overhang == (0, 0)
         linear, quadratic, constant = self._natural_summed if full else self._natural
         if missing is not None:
             # Each value brings its own constant, and a missing one brings none.
@@ -94,22 +86,20 @@ class GaussianDensity(PixelDensity):
         elif full:
             bias = constant  # (P, K, 1)
         else:
-            bias = _window_constants(constant, size, kernel, stride)  # (P or R, K, 1)
+            bias = _window_constants(constant, self.windows)  # (P or R, K, 1)
         overlapping = stride[0] < kernel[0] or stride[1] < kernel[1]
         if len(self.means) == 1 and overlapping and rows * columns > 1:
             terms = [(linear, x), (quadratic, x.square())]
             terms += [] if missing is None else [(constant, (~missing).to(x))]
-            return _convolved(terms, bias, kernel, stride).to(dtype)
-        windows = unfold(x, kernel, stride)  # (R, N, D) with R = rows * columns
+            return _convolved(terms, bias, self.windows).to(dtype)
+        windows = self.windows.unfold(x)  # (R, N, D) with R = rows * columns
         terms = [(linear, windows), (quadratic, windows.square())]
-        terms += [] if missing is None else [(constant, unfold((~missing).to(x), kernel, stride))]
+        terms += [] if missing is None else [(constant, self.windows.unfold((~missing).to(x)))]
         scores = _multiplied(terms, bias).to(dtype)  # (R, K, N)
         return scores.view(rows, columns, *scores.shape[1:]).permute(3, 2, 0, 1)
 
     def log_volume(self, x: Tensor, complete: bool = False) -> Tensor:
         """Logarithms of the scale, summed over the observed values of each window."""
-        if self.scale is None:
-            return x.new_zeros(1, *self.windows.grid)
         if complete:
             return cells_inside(self.windows).to(self.scale)[None] * self.scale.log().sum()
         values = self.windows.unfold((~x.isnan()) * self.scale.log())  # (R, N, D)
@@ -120,18 +110,20 @@ class GaussianDensity(PixelDensity):
     ) -> Tensor:
         """Images (N, C, H, W) drawn given the component (N, rows, columns) of each window."""
         by_window = components.flatten(1).T  # (R, N)
-        patches = sample(
-            self.means, self.root_precisions, by_window, temperature, generator
-        )  # (R, N, D)
-        return self._to_images(self.windows.fold_mean(patches))
+        rows = torch.arange(len(by_window), device=by_window.device)[:, None]  # (R, 1)
+        chosen = rows % len(self.means), by_window
+        patches = self.means[chosen]  # (R, N, D)
+        if temperature != 0:
+            noise = torch.randn(
+                patches.shape, generator=generator, dtype=patches.dtype, device=patches.device
+            )
+            patches = patches + math.sqrt(temperature) / self.root_precisions[chosen] * noise
+        return self.windows.fold_mean(patches) * self.scale + self.shift
 
     def mean(self, weights: Tensor) -> Tensor:
         """Mean images (N, C, H, W) given weights (N, K, rows, columns) of the components."""
         by_window = weights.flatten(2).permute(2, 0, 1)  # (R, N, K)
-        return self._to_images(self.windows.fold_mean(by_window @ self.means))
-
-    def _to_images(self, x: Tensor) -> Tensor:
-        return x if self.shift is None or self.scale is None else x * self.scale + self.shift
+        return self.windows.fold_mean(by_window @ self.means) * self.scale + self.shift
 
     @cached_property
     def _natural(self) -> Natural:
@@ -158,34 +150,25 @@ class Gaussian(Pixels):
         As for `Pixels`.
     spherical : bool
         Whether a Gaussian has one variance for all values.
-    has_units : bool
-        Whether inputs are images, to be shifted and scaled.
 
     Attributes
     ----------
     means : Parameter of shape (P, K, D)
     log_excess : Parameter of shape (P, K, D) or (P, K, 1)
         Logarithm of the variances above the floor.
-    shift, scale : Tensor of shape (C, 1, 1), or None
-        Units of the images; None if inputs are taken as they are.
+    shift, scale : Tensor of shape (C, 1, 1)
+        Units of the images.
     min_variance : Tensor of shape (D,) or (1,)
         Floor of the variances.
     least_variance : float
         The smallest of them, known without asking a GPU.
     """
 
-    shift: Tensor | None
-    scale: Tensor | None
+    shift: Tensor
     min_variance: Tensor
 
     def __init__(
-        self,
-        windows: Windows,
-        n_components: int,
-        positions: Size,
-        *,
-        spherical: bool = False,
-        has_units: bool = True,
+        self, windows: Windows, n_components: int, positions: Size, *, spherical: bool = False
     ) -> None:
         super().__init__(windows, n_components, positions)
         self.spherical = spherical
@@ -194,8 +177,8 @@ class Gaussian(Pixels):
         n_variances = 1 if spherical else windows.n_values
         self._add_variances(torch.zeros(n_mixtures, n_components, n_variances))
         n_channels, *_ = windows.input_shape
-        self.register_buffer("shift", torch.zeros(n_channels, 1, 1) if has_units else None)
-        self.register_buffer("scale", torch.ones(n_channels, 1, 1) if has_units else None)
+        self.register_buffer("shift", torch.zeros(n_channels, 1, 1))
+        self.register_buffer("scale", torch.ones(n_channels, 1, 1))
         floor = torch.full((n_variances,), _START_EXCESS, dtype=torch.float64)
         self.register_buffer("min_variance", floor)
         self.least_variance = _START_EXCESS
@@ -262,8 +245,7 @@ class Gaussian(Pixels):
     @torch.no_grad()
     def start(self, x: Tensor, generator: torch.Generator) -> None:
         """Start every mean as a random window of `x` and some noise."""
-        assert self.shift is not None
-        x = (x - self.shift) / self.unit
+        x = (x - self.shift) / self.scale
         windows = self.windows.unfold(x.nan_to_num(nan=0.0))  # (R, N, D)
         noise = torch.randn(
             self.means.shape, generator=generator, dtype=x.dtype, device=generator.device
@@ -274,11 +256,6 @@ class Gaussian(Pixels):
         self.means.copy_(picked + _START_NOISE * noise)
         excess = torch.full_like(self.root_precisions, _START_EXCESS)
         self.set_variances(self.min_variance + excess)
-
-    @property
-    def unit(self) -> Tensor:
-        """How much of the images is one in the units of the layer."""
-        return self.means.new_ones(()) if self.scale is None else self.scale
 
     @property
     def n_parameters(self) -> int:
@@ -308,8 +285,6 @@ class Gaussian(Pixels):
 
     def _units(self) -> tuple[Tensor, Tensor]:
         """Shift and scale of the values of a window, (D,)."""
-        if self.shift is None or self.scale is None:
-            return self.means.new_zeros(()), self.means.new_ones(())
         size = (len(self.shift), *self.windows.kernel)
         return self.shift.expand(size).flatten(), self.scale.expand(size).flatten()
 
@@ -367,26 +342,26 @@ def _sum_of_logs(x: Tensor) -> Tensor:
     return logs.add_(x[..., 4 * quarter :].log().sum(2, keepdim=True))
 
 
-def _window_constants(constant: Tensor, size: Size, kernel: Size, stride: Size) -> Tensor:
+def _window_constants(constant: Tensor, windows: Windows) -> Tensor:
     """Sum the constants (P, K, D) of the values inside the border, (rows * columns, K, 1)."""
-    inside = constant.new_ones(1, 1, *size)  # (1, 1, H, W)
-    seen = unfold(inside, kernel, stride).mT  # (rows * columns, h * w, 1)
+    inside = constant.new_ones(1, 1, *windows.size)  # (1, 1, H, W)
+    seen = windows.unfold(inside).mT  # (rows * columns, h * w, 1)
     by_pixel = constant.view(*constant.shape[:2], -1, seen.shape[1]).sum(2)  # (P, K, h * w)
     return by_pixel @ seen
 
 
-def _convolved(terms: Terms, bias: Tensor, kernel: Size, stride: Size) -> Tensor:
+def _convolved(terms: Terms, bias: Tensor, windows: Windows) -> Tensor:
     """Scores of shared components, of images (N, C, H, W): one convolution of all terms."""
     inputs, weights = [], []
     for weight, x in terms:
-        if weight.shape[2] == 1 < x.shape[1] * kernel[0] * kernel[1]:  # spherical
-            x, weight = x.sum(1, keepdim=True), weight.expand(-1, -1, kernel[0] * kernel[1])
-        inputs.append(pad(x, kernel, stride))
-        weights.append(weight.view(weight.shape[1], x.shape[1], *kernel))
+        if weight.shape[2] == 1 < windows.n_values:  # spherical
+            x, weight = x.sum(1, keepdim=True), weight.expand(-1, -1, math.prod(windows.kernel))
+        inputs.append(windows.pad(x))
+        weights.append(weight.view(weight.shape[1], x.shape[1], *windows.kernel))
     features = torch.cat(inputs, 1).contiguous(memory_format=torch.channels_last)
     weight = torch.cat(weights, 1)  # (K, channels of the features, h, w)
     shared = bias[0, :, 0] if len(bias) == 1 else None
-    scores = functional.conv2d(features, weight, shared, stride)  # (N, K, rows, columns)
+    scores = functional.conv2d(features, weight, shared, windows.stride)  # (N, K, rows, columns)
     scores = images_last(scores.movedim(1, 3)).movedim(3, 1)
     if shared is not None:
         return scores
@@ -404,36 +379,3 @@ def _multiplied(terms: Terms, bias: Tensor) -> Tensor:
     for weight, x in factors[1:]:
         scores.baddbmm_(weight, x)
     return scores
-
-
-def sample(
-    means: Tensor,
-    root_precisions: Tensor,
-    components: Tensor,
-    temperature: float,
-    generator: torch.Generator | None,
-) -> Tensor:
-    """Draw one window from the given component of each position.
-
-    Parameters
-    ----------
-    means : Tensor of shape (P, K, D)
-    root_precisions : Tensor of shape (P, K, D) or (P, K, 1)
-    components : Tensor of shape (rows * columns, N)
-        Component indices.
-    temperature : float
-        Factor of the variances; 0 gives the means.
-    generator : torch.Generator or None
-        On the device of the parameters.
-
-    Returns
-    -------
-    Tensor of shape (rows * columns, N, D)
-    """
-    position = torch.arange(len(components), device=components.device) % len(means)
-    chosen = means[position[:, None], components]  # (rows * columns, N, D)
-    if temperature == 0:
-        return chosen
-    noise = torch.randn(chosen.shape, generator=generator, dtype=chosen.dtype, device=chosen.device)
-    deviations = math.sqrt(temperature) / root_precisions[position[:, None], components]
-    return chosen + deviations * noise

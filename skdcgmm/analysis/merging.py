@@ -35,7 +35,10 @@ IntArray = NDArray[np.integer[Any]]
 
 
 def merge(
-    scores: FloatArray, means: FloatArray, weight: FloatArray | None = None
+    scores: FloatArray,
+    means: FloatArray,
+    weight: FloatArray | None = None,
+    neighbours: IntArray | None = None,
 ) -> tuple[IntArray, FloatArray]:
     """Tree of mergers, first of components whose posteriors overlap most, until one is left.
 
@@ -87,8 +90,12 @@ def merge(
     mass /= mass.sum()
     overlap = np.zeros((len(mass), len(mass)))
     for start in range(0, len(posterior), _BLOCK):  # in double precision, a part at a time
-        part = posterior[start : start + _BLOCK] * np.sqrt(share[start : start + _BLOCK, None])
-        overlap += part.T @ part
+        block = slice(start, start + _BLOCK)
+        part = posterior[block] * share[block, None]
+        overlap += part.T @ posterior[block]
+        if neighbours is not None:
+            overlap += part.T @ posterior[neighbours[block]].mean(1)
+    overlap = (overlap + overlap.T) / 2
     sums = mass[:, None] * (means - mass @ means)  # (K, n_features)
     scatter = (np.square(sums).sum(1) / mass).sum()
     products = np.stack([overlap, sums @ sums.T / max(scatter, _TINY)])

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
-from skdcgmm.data import Images, sample_size
+from skdcgmm.data import Images, IntArray, sample_size
 from skdcgmm.model import computing
 
 # Neighbours of an image, and how fast their weight falls with distance.
 _N_NEIGHBOURS, _DECAY = 7, 4.0
+# Neighbours by which clusters are merged.
+_N_NEAR = 10
 # Share of a label that comes from neighbours in a step, and number of steps.
 _SPREAD, _N_STEPS = 0.99, 200
 # Number of images whose distances to all others are held at a time.
@@ -97,6 +99,35 @@ def _neighbours(x: Tensor, n_neighbours: int) -> tuple[NDArray[Any], NDArray[Any
         distances.append(nearest.values.cpu().numpy())
         indices.append(nearest.indices.cpu().numpy())
     return np.concatenate(distances), np.concatenate(indices)
+
+
+def neighbours(images: Images, like: Tensor) -> IntArray:
+    """Indices of the nearest other images, (N, n), of blurred ones, by their correlation."""
+    n_neighbours = min(_N_NEAR, len(images) - 1)
+    with computing(like.device):
+        x = images.tensor(slice(None), like)
+        x = torch.where(x.isnan(), x.nanmean(0), x).nan_to_num()
+        still = _comparable(_blurred(_blurred(x)))  # (N, D)
+        return np.concatenate([
+            _nearest(still, start, n_neighbours) for start in range(0, len(x), _BLOCK)
+        ])
+
+
+def _nearest(rows: Tensor, start: int, n_neighbours: int) -> IntArray:
+    """Indices of the nearest other rows of a block of rows of unit length, (M, n)."""
+    products = rows[start : start + _BLOCK] @ rows.T  # (M, N)
+    own = torch.arange(len(products), device=rows.device)
+    products[own, own + start] = -torch.inf
+    return cast("IntArray", products.topk(n_neighbours).indices.cpu().numpy())
+
+
+def _blurred(x: Tensor) -> Tensor:
+    """Images (N, C, H, W), each pixel averaged with those beside it, the nearer the more."""
+    for axis in (2, 3):
+        before = torch.cat([x.narrow(axis, 0, 1), x.narrow(axis, 0, x.shape[axis] - 1)], axis)
+        after = torch.cat([x.narrow(axis, 1, x.shape[axis] - 1), x.narrow(axis, -1, 1)], axis)
+        x = (before + 2 * x + after) / 4
+    return x
 
 
 def _moved(x: Tensor) -> Iterator[Tensor]:

@@ -47,6 +47,8 @@ class Stream:
         Of an epoch.
     shape, row_shape, dtype
         As of `Images`.
+    complete : bool
+        Whether no pixel was missing when the source was gone through.
 
     Raises
     ------
@@ -64,7 +66,7 @@ class Stream:
                 "object whose __iter__ makes a new iterator, or call partial_fit with each batch."
             )
         self._source, self._read, self._batch_size = source, read, batch_size
-        self._complete = True
+        self.complete = True
         self.n_batches = self._n_images = 0
         # Of its own, since processes may keep different numbers of images.
         draws = np.random.RandomState(rng.randint(np.iinfo(np.int32).max))
@@ -84,12 +86,12 @@ class Stream:
                     f"{images.rows.dtype}. Convert them."
                 )
             _keep(kept.rows, images.rows, self._n_images, draws)
-            self._complete = self._complete and images.complete
+            self.complete = self.complete and images.complete
             self.n_batches += 1
             self._n_images += len(images)
         if kept is None:
             raise ValueError("X must have batches of images; got none.")
-        self._kept = replace(kept, rows=kept.rows[: self._n_images], complete=self._complete)
+        self._kept = replace(kept, rows=kept.rows[: self._n_images], complete=self.complete)
         self.shape, self.row_shape, self.dtype = kept.shape, kept.row_shape, kept.dtype
 
     def __len__(self) -> int:

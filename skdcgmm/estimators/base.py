@@ -36,6 +36,7 @@ from skdcgmm.training import HistoryRow, Outcome, Standing, check_finite, joint,
 from skdcgmm.training.watchers import CallbackSupportMixin, Checkpoint, Report, with_callbacks
 
 SCORE_METHODS = ("density", "layer")
+PIXELS = ("auto", "tiles", "pyramid")
 
 # Least number of passes over the data.
 _MIN_EPOCHS = 3
@@ -77,6 +78,7 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
 
     layers: Any = "auto"
     image_shape: tuple[int, ...] | None = None
+    pixels: str = "auto"
     objective: str = "joint"
     score_method: str = "density"
     score_layer: int | str = -1
@@ -96,6 +98,7 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
 
     # No parameters of all; without types, or the dataclass would take them for such.
     n_clusters = cast("int | None", None)
+    _auto_pixels = cast("str", "tiles")
     _score_methods = cast("tuple[str, ...]", SCORE_METHODS)
     # Attributes that `_finish` and `_set_labels` set.
     _LEARNT_FROM_STACK: ClassVar[tuple[str, ...]] = ()
@@ -144,6 +147,7 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
 
     def _check_parameters(self) -> None:
         check_choice("objective", self.objective, tuple(OBJECTIVES))
+        check_choice("pixels", self.pixels, PIXELS)
         check_choice("score_method", self.score_method, self._score_methods)
         for name, low, optional in (
             ("n_clusters", 1, "one for each component"),
@@ -190,7 +194,9 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
         if plain and isinstance(data, Images) and planning.is_auto(self):
             checks.warn_of_pixels(data.rows)
         n_classes = len(self.classes_) if is_classifier(self) else None
-        stack = planning.build(self, data.shape, ranks.total(len(data)), n_classes)
+        complete = all(ranks.gather(data.complete))
+        n_images = ranks.total(len(data))
+        stack = planning.build(self, data.shape, n_images, n_classes, complete=complete)
         self._mixture_name(stack, "score_layer", self.score_layer)
         self._check_stack(stack)
         if self.warm_start and hasattr(self, "_stack") and stack.same_layers(self._stack):
@@ -335,7 +341,18 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
 
     def _check_fitted_images(self, X: Any) -> Images:
         check_is_fitted(self)
-        return checks.check_images(self, X, self._stack.image_shape, reset=False)
+        images = checks.check_images(self, X, self._stack.image_shape, reset=False)
+        self._check_complete(images)
+        return images
+
+    def _check_complete(self, images: Images) -> None:
+        """Raise an error if pixels are missing that the fitted stack needs."""
+        if self._stack.pyramid is not None and not images.complete:
+            raise ValueError(
+                "X has missing values, and this model is a pyramid, in which the mean of a window "
+                "needs all its pixels. Fit with pixels='tiles', for which missing values are "
+                "exact."
+            )
 
     def _stack_in_place(self) -> BaseStack:
         """The fitted stack on `device`, or where it is if there is no such device here."""

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any, Self, cast
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from skdcgmm.analysis.merging import cut, merge
+from skdcgmm.analysis.spreading import neighbours
 from skdcgmm.data import Data, FloatArray, Images, IntArray, sample_size
 from skdcgmm.estimators import checks
 from skdcgmm.estimators.attributes import NamedLayers
@@ -177,6 +178,7 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
     """
 
     _LEARNT_FROM_STACK = ("labels_", "children_", "distances_")
+    _auto_pixels = "pyramid"
 
     n_clusters: int | None = field(default=None, kw_only=False)
     transform_layers: int | str | Sequence[int | str] | None = None
@@ -234,10 +236,13 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
         if not np.isfinite(scores).all():
             raise FloatingPointError("images have no finite scores")
         with self._mixtures() as mixtures:
-            means = (mixtures.component_means() / self._stack.pixels.scale).flatten(1)
+            means = (mixtures.component_means() / self._stack.scale).flatten(1)
         weight = None if some.weight is None else ranks.together(some.weight)
+        near = None
+        if data.shape[1:] != (1, 1):
+            near = neighbours(replace(some, rows=ranks.together(some.rows)), self._stack.like)
         self.children_, self.distances_ = ranks.of_first(
-            merge(ranks.together(scores), means.numpy(force=True), weight)
+            merge(ranks.together(scores), means.numpy(force=True), weight, near)
         )
 
     def _set_labels(self, images: Images | None) -> None:

@@ -180,6 +180,7 @@ class GenerativeDCGMM(BaseDCGMM):
         """
         images = self._check_fitted_images(X)
         images = images.hide(check_mask(mask, images))
+        self._check_complete(images)
         check_choice("method", method, IMPUTE_METHODS)
         generation = self._generation(temperature, top_s, random_state)
 
@@ -232,7 +233,7 @@ class GenerativeDCGMM(BaseDCGMM):
         check_number("pull", pull, low=0)
         name = None if layer is None else self._mixture_name(self._stack, "layer", layer)
         images = self._check_fitted_images(X)
-        scale = self._stack.pixels.scale
+        scale = self._stack.scale
 
         def rows(mixtures: Mixtures, x: Tensor) -> Tensor:
             def score(x: Tensor) -> Tensor:

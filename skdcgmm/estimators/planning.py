@@ -9,7 +9,7 @@ from numpy.random import RandomState
 from sklearn.base import clone
 
 from skdcgmm import published
-from skdcgmm.data import Data, Images, make_generator
+from skdcgmm.data import Data, Images, make_generator, sample_size
 from skdcgmm.model import computing, specs
 from skdcgmm.model.specs import NamedSpecs
 from skdcgmm.model.stack import BaseStack, Stack
@@ -29,32 +29,65 @@ def is_auto(estimator: Any) -> bool:
     return isinstance(estimator.layers, str) and bool(estimator.layers == "auto")
 
 
-def _plan(estimator: Any, shape: Shape, n_images: int) -> NamedSpecs:
+def _plan(estimator: Any, shape: Shape, n_images: int, *, pyramid: bool) -> NamedSpecs:
     """The layers that the parameters of an estimator ask for."""
     layers = estimator.layers
     if is_auto(estimator):
-        choose = specs.auto if estimator.objective == "joint" else published.auto
-        return choose(shape, n_images, estimator.n_clusters)
+        if estimator.objective == "joint":
+            return specs.auto(shape, n_images, estimator.n_clusters, pyramid=pyramid)
+        return published.auto(shape, n_images, estimator.n_clusters)
     if isinstance(layers, str):
         return published.preset(layers, shape)
     reserved = set(estimator.get_params(deep=False))
     return [(name, clone(spec)) for name, spec in specs.check_layers(layers, reserved)]
 
 
+def _takes_pyramid(estimator: Any, *, complete: bool) -> bool:
+    """Whether an estimator asks for a pyramid, or would have one if it has layers for that."""
+    joint = estimator.objective == "joint"
+    if estimator.pixels == "auto":
+        chosen = is_auto(estimator) and estimator._auto_pixels == "pyramid"
+        return joint and complete and bool(chosen)
+    if estimator.pixels == "pyramid":
+        if not joint:
+            raise ValueError(
+                "pixels='pyramid' needs one density, which a layer-wise stack is not: choose "
+                "objective='joint', or pixels='tiles'."
+            )
+        if not complete:
+            raise ValueError(
+                "X has missing values, NaN, which have no place in a pyramid: the mean of a window "
+                "needs all its pixels. Choose pixels='tiles', for which missing values are exact, "
+                "or 'auto'."
+            )
+    return bool(estimator.pixels == "pyramid")
+
+
 def build(
-    estimator: Any, shape: Shape, n_images: int, n_classes: int | None = None, device: str = "cpu"
+    estimator: Any,
+    shape: Shape,
+    n_images: int,
+    n_classes: int | None = None,
+    device: str = "cpu",
+    *,
+    complete: bool = True,
 ) -> BaseStack:
     """Build the stack that an estimator asks for.
+
+    `complete` says that no pixel is missing.
 
     Raises
     ------
     ValueError, TypeError
         If the layers do not fit, have more components than the images can feed, or fewer at the
-        top than there are to be clusters.
+        top than there are to be clusters; or if the pixels do not fit the images or the objective.
     """
     joint = estimator.objective == "joint"
-    layers = specs.lay_out(_plan(estimator, shape, n_images), shape, tiling=joint)
-    for layer in (layer for layer in layers if layer.is_mixture):
+    pyramid = _takes_pyramid(estimator, complete=complete)
+    plan = _plan(estimator, shape, n_images, pyramid=pyramid)
+    layers = specs.lay_out(plan, shape, tiling=joint)
+    mixtures = [layer for layer in layers if layer.is_mixture]
+    for layer in mixtures:
         n_windows = n_images * layer.windows.n_windows // layer.n_mixtures
         if layer.n_components > n_windows:
             own = layer is layers[-1] and layer.n_components == estimator.n_clusters
@@ -66,8 +99,17 @@ def build(
                 "images."
             )
     check_n_clusters(estimator.n_clusters, layers[-1].n_components)
+    diagonal = mixtures[0].spec.covariance_type == "diag"
+    if estimator.pixels == "auto":
+        pyramid = pyramid and diagonal and len(mixtures) > 1
+    elif pyramid and not diagonal:
+        raise ValueError(
+            f"{mixtures[0].name}__covariance_type must be 'diag' in a pyramid, whose details have "
+            f"units of their own; got {mixtures[0].spec.covariance_type!r}. Or choose "
+            "pixels='tiles'."
+        )
     with torch.device(device):
-        return Stack(layers, n_classes) if joint else LayerwiseStack(layers)
+        return Stack(layers, n_classes, pyramid=pyramid) if joint else LayerwiseStack(layers)
 
 
 def check_n_clusters(n_clusters: int | None, n_components: int) -> None:
@@ -97,11 +139,13 @@ def start(stack: BaseStack, data: Data, reg_covar: float | None, rng: RandomStat
         torch.from_numpy(part.reshape(height, width, channels)).permute(2, 0, 1)
         for part in (total.n_values, total.mean, total.variance)
     )  # each (C, H, W)
-    stack.pixels.set_units(count, mean, variance, reg_covar)
     largest = max(layer.n_components for layer in stack.mixtures.values())
     with computing(stack.like.device), torch.no_grad():
         n_starts = min(_N_STARTS, Images.batch_size(stack().numbers_per_image))
-        starts = data.sample(max(n_starts, 2 * largest), rng, weighted=True)
-        starts = replace(starts, rows=ranks.together(starts.rows))
-        stack.start(starts.tensor(slice(None), stack.like), make_generator(rng))
+        n_starts = max(n_starts, 2 * largest)
+        n_units = n_starts if stack.pyramid is None else max(n_starts, sample_size(data.shape) // 5)
+        some = data.sample(n_units, rng, weighted=True)
+        x = replace(some, rows=ranks.together(some.rows)).tensor(slice(None), stack.like)
+        stack.set_units(count, mean, variance, x, reg_covar)
+        stack.start(x[:n_starts], make_generator(rng))
     ranks.start_alike(stack)

@@ -282,13 +282,15 @@ def check_layers(layers: object, reserved: set[str]) -> NamedSpecs:
     return named
 
 
-def auto(image_shape: Shape, n_samples: int, n_clusters: int | None = None) -> NamedSpecs:
+def auto(
+    image_shape: Shape, n_samples: int, n_clusters: int | None = None, *, pyramid: bool = False
+) -> NamedSpecs:
     """A stack of one density for images of this shape; a flat mixture for plain features.
 
-    Tiles of four pixels, then windows of two by two until few are left, then the top. Fewer
-    components where they would see less than 15 images on average. The wider a window, the more
-    there is to tell apart: the upper layers have the more components. The top has at least as many
-    as clusters are asked for, and a flat mixture just as many.
+    Tiles of four pixels, or in a pyramid a little more, then windows of two by two until few are
+    left, then the top. Fewer components where they would see less than 15 images on average. The
+    wider a window, the more there is to tell apart: the upper layers have the more components. The
+    top has at least as many as clusters are asked for, and a flat mixture just as many.
     """
     size: Size = image_shape[1:]
     most = max(1, n_samples // 15)
@@ -296,6 +298,8 @@ def auto(image_shape: Shape, n_samples: int, n_clusters: int | None = None) -> N
     if tile == size:
         n_flat = n_clusters or min(8 if size == (1, 1) else 100, most)
         return name_layers([ConvGMM(n_flat)])
+    if pyramid:
+        tile = (_even_tile(size[0]), _even_tile(size[1]))
     layers = [ConvGMM(min(100, most), tile, shared=False)]
     size = grid_size(size, tile, tile)
     while max(size) > 2:
@@ -304,6 +308,15 @@ def auto(image_shape: Shape, n_samples: int, n_clusters: int | None = None) -> N
         n_parts = 100 if max(size) > 2 else 200
         layers.append(ConvGMM(min(n_parts, most), kernel, shared=False))
     return name_layers([*layers, ConvGMM(max(min(400, most), n_clusters or 1))])
+
+
+def _even_tile(side: int) -> int:
+    """Side of tiles of at least four pixels whose number along a side can be halved to one.
+
+    Else a last window would see a narrow strip, and tell as much of its image as the others.
+    """
+    n_tiles = 2 ** max(0, int(math.log2(side / 4))) if side >= 4 else 1
+    return -(-side // n_tiles)
 
 
 # --- checks of parameters -----------------------------------------------------------------------

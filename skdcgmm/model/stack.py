@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from skdcgmm.model import tables
-from skdcgmm.model.pixels import Pixels, n_inside, pick_windows
+from skdcgmm.model.pixels import Pixels, choose_windows, n_inside, take_windows
+from skdcgmm.model.pixels.pyramid import Details, Pyramid, Units, floors
 from skdcgmm.model.specs import KINDS, Layer, lay_out
 from skdcgmm.model.tree import Level, Mixtures, Tree
 from skdcgmm.model.windows import Shape, Size, Windows
@@ -18,6 +19,8 @@ from skdcgmm.model.windows import Shape, Size, Windows
 # Share of the average table in tables that start as responsibilities of a window.
 _START_AVERAGE = 0.2
 _MIN_START_PROBABILITY = 1e-4
+# Images whose details are looked at together.
+_SPLIT = 500
 # Weight of a component that has been emptied: small enough not to matter, large enough to have a
 # logarithm.
 MIN_WEIGHT = 1e-12
@@ -40,6 +43,7 @@ class BaseStack(nn.Module, ABC):
     # Whether windows must tile.
     tiling: bool
     n_classes: int | None = None
+    pyramid: Pyramid | None = None
 
     def __init__(self, layers: Sequence[Layer], emissions: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -49,6 +53,23 @@ class BaseStack(nn.Module, ABC):
     @abstractmethod
     def forward(self) -> Mixtures:
         """What the stack says and draws at the present parameters."""
+
+    def set_units(
+        self, count: Tensor, mean: Tensor, variance: Tensor, x: Tensor, reg_covar: float | None
+    ) -> None:
+        """Bring images to the units of the layers, and bound the variances.
+
+        Parameters
+        ----------
+        count, mean, variance : Tensor of shape (C, H, W), in double precision
+            Of the observed values of the images to train on.
+        x : Tensor of shape (N, C, H, W)
+            Some of the images, whose details tell how much these vary.
+        reg_covar : float or None
+            Least variance in units of the images; None chooses.
+        """
+        del x
+        self.pixels.set_units(count, mean, variance, reg_covar)
 
     @abstractmethod
     def start(self, x: Tensor, generator: torch.Generator) -> None:
@@ -95,6 +116,11 @@ class BaseStack(nn.Module, ABC):
         return cast("Pixels", self.emissions[0])
 
     @property
+    def scale(self) -> Tensor:
+        """Units of the channels of images, (C, 1, 1)."""
+        return self.pixels.scale
+
+    @property
     def like(self) -> Tensor:
         """A tensor of the type of the parameters, where they are."""
         return next(self.parameters())
@@ -109,12 +135,14 @@ class BaseStack(nn.Module, ABC):
             [(layer.name, layer.windows, str(layer.spec)) for layer in stack.layers]
             for stack in (self, other)
         )
-        return (type(self), self.n_classes, one) == (type(other), other.n_classes, another)
+        kinds = [(type(stack), stack.pyramid, stack.n_classes) for stack in (self, other)]
+        return kinds[0] == kinds[1] and one == another
 
     def pack(self) -> dict[str, Any]:
         """What the stack consists of: its layers with all sizes spelt out, and its arrays."""
         return {
             "joint": self.tiling,
+            "pyramid": self.pyramid is not None,
             "layers": [(layer.name, layer.spec) for layer in self.layers],
             "image_shape": self.image_shape,
             "n_classes": self.n_classes,
@@ -132,7 +160,7 @@ class BaseStack(nn.Module, ABC):
         """
         layers = lay_out(packed["layers"], packed["image_shape"], tiling=cls.tiling)
         with torch.device("meta"):  # no memory yet, whatever sizes the layers claim
-            stack = cls(layers, packed["n_classes"])
+            stack = cls(layers, packed["n_classes"], pyramid=packed["pyramid"])
         arrays = {name: torch.from_numpy(array.copy()) for name, array in packed["arrays"].items()}
         dtypes = {array.dtype for array in arrays.values()}
         if dtypes not in ({torch.float32}, {torch.float64}):
@@ -146,11 +174,17 @@ class BaseStack(nn.Module, ABC):
         logits = cast("Tensor", self.weight_logits(name))
         logits.copy_(weights.clamp_min(MIN_WEIGHT).log().reshape(logits.shape))
 
+    @property
+    def gaussians(self) -> dict[str, Pixels]:
+        """Gaussians of the details of upper layers, by the names of these."""
+        return {}
+
     def layer_n_parameters(self, name: str) -> int:
         """Free parameters of a mixture; those of values beyond the border do not count."""
         logits = self.weight_logits(name)
         n_weights = 0 if logits is None else logits.numel() - logits[0].numel()
-        return n_weights + self.emission(name).n_parameters
+        n_details = self.gaussians[name].n_parameters if name in self.gaussians else 0
+        return n_weights + self.emission(name).n_parameters + n_details
 
     @property
     def n_parameters(self) -> int:
@@ -167,6 +201,8 @@ class Stack(BaseStack):
         Whose windows tile.
     n_classes : int or None
         Number of classes that images have, equally likely under every component to begin with.
+    pyramid : bool
+        Whether the mean of a window goes up to the layer above, and every layer emits details.
 
     Attributes
     ----------
@@ -174,23 +210,45 @@ class Stack(BaseStack):
         Weights of the top components before the softmax.
     class_logits : Parameter of shape (K, n_classes) or None
         By what table each top component draws the class of its image.
+    details : ModuleList
+        What the components of the upper layers of a pyramid emit of their windows.
     """
 
     tiling = True
 
-    def __init__(self, layers: Sequence[Layer], n_classes: int | None = None) -> None:
+    def __init__(
+        self, layers: Sequence[Layer], n_classes: int | None = None, *, pyramid: bool = False
+    ) -> None:
         (first, *_) = layers
-        kind = KINDS[first.spec.covariance_type]
-        emissions: list[nn.Module] = [kind(first.windows, first.n_components, first.positions)]
+        tables_of_layers: list[Tables] = []
+        kernels, mixtures = [first.windows.kernel], [first]
         size, pool = first.windows.grid, (1, 1)
         for layer in layers[1:]:
             height, width = layer.windows.kernel
             if not layer.is_mixture:
                 pool = (pool[0] * height, pool[1] * width)
                 continue
-            emissions.append(Tables(layer.windows, layer.n_components, layer.positions, size, pool))
+            of_layer = Tables(layer.windows, layer.n_components, layer.positions, size, pool)
+            tables_of_layers.append(of_layer)
+            mixtures.append(layer)
+            kernels.append((pool[0] * height, pool[1] * width))
             size, pool = layer.windows.grid, (1, 1)
-        super().__init__(layers, emissions)
+        details: list[Details] = []
+        if pyramid:
+            self_pyramid = Pyramid(first.windows.input_shape, tuple(kernels))
+            details = [
+                Details(self_pyramid, level, layer.n_components, layer.positions)
+                for level, layer in enumerate(mixtures)
+            ]
+            pixels = details.pop(0)
+        else:
+            kind = KINDS[first.spec.covariance_type]
+            pixels = kind(first.windows, first.n_components, first.positions)
+        super().__init__(layers, [pixels, *tables_of_layers])
+        self.details = nn.ModuleList(details)
+        self.units = None
+        if pyramid:
+            self.pyramid, self.units = self_pyramid, Units(self_pyramid)
         self.logits = nn.Parameter(torch.zeros(self.top.n_components))
         self.n_classes = n_classes
         classes = None if n_classes is None else torch.zeros(self.top.n_components, n_classes)
@@ -199,21 +257,68 @@ class Stack(BaseStack):
     def forward(self) -> Tree:
         """The density at the present parameters."""
         pixels, *levels = (emission() for emission in self.emissions)
-        classes = None if self.class_logits is None else tables.tables(self.class_logits)
-        return Tree(self.names, pixels, self.logits.log_softmax(0), tuple(levels), classes)
+        if self.pyramid is not None:
+            levels = [
+                level._replace(details=details())
+                for level, details in zip(levels, self.details, strict=True)
+            ]
+        return Tree(
+            self.names, pixels, self.logits.log_softmax(0), tuple(levels),
+            None if self.units is None else self.units(),
+            None if self.class_logits is None else tables.tables(self.class_logits),
+        )  # fmt: skip
+
+    @property
+    def scale(self) -> Tensor:
+        """Units of the channels of images, (C, 1, 1)."""
+        return self.pixels.scale if self.units is None else self.units.scale
+
+    @property
+    def gaussians(self) -> dict[str, Pixels]:
+        """Gaussians of the details of upper layers, by the names of these."""
+        return dict(zip(self.names[1:], cast("list[Pixels]", list(self.details)), strict=False))
 
     def weight_logits(self, name: str) -> nn.Parameter | None:
         """Weights of the top; those of lower layers follow from the tables above them."""
         return self.logits if name == self.top.name else None
 
     @torch.no_grad()
+    def set_units(
+        self, count: Tensor, mean: Tensor, variance: Tensor, x: Tensor, reg_covar: float | None
+    ) -> None:
+        """Bring images to the units of the layers, and bound the variances."""
+        if self.units is None:
+            super().set_units(count, mean, variance, x, reg_covar)
+            return
+        self.units.set_units(count, variance)
+        basis = self.units()
+        means = basis.split(mean[None].to(x))
+        squares = [torch.zeros_like(part, dtype=torch.float64) for part in means]
+        for some in x.split(_SPLIT):
+            for total, part, average in zip(squares, basis.split(some), means, strict=True):
+                total += (part - average).double().square().sum(0)
+        variances = [total[0] / len(x) for total in squares]  # each (D, rows, columns)
+        emissions = cast("list[Details]", [self.pixels, *self.details])
+        for level, (details, share) in enumerate(zip(emissions, floors(variances), strict=True)):
+            details.set_floor(share)
+            inside = self.pyramid.inside(level).to(x).double()
+            details.set_units(inside, means[level][0].double(), variances[level], reg_covar)
+
+    @torch.no_grad()
     def start(self, x: Tensor, generator: torch.Generator) -> None:
         """Start every component of every layer as a random window of the images."""
-        self.pixels.start(x, generator)
-        z = self.pixels().log_prob(x)  # (N, K, rows, columns)
-        for emission in cast("list[Tables]", list(self.emissions)[1:]):
-            emission.start(z.softmax(1), generator)
-            z = tables.log_prob(z, *emission())  # (N, K, rows, columns)
+        tree = self()
+        views = tree.views(x)
+        self.pixels.start(views[0], generator)
+        z = self.pixels().log_prob(views[0])  # (N, K, rows, columns)
+        for i, emission in enumerate(cast("list[Tables]", list(self.emissions)[1:])):
+            chosen = emission.start(z.softmax(1), generator)
+            level = emission()
+            z = tables.log_prob(z, level.tables, level.kernel)  # (N, K, rows, columns)
+            if self.pyramid is not None:
+                details = cast("Details", self.details[i])
+                details.start(views[i + 1], generator, chosen)
+                z = z + details().log_prob(views[i + 1], complete=True)
         self.logits.zero_()
 
 
@@ -265,16 +370,20 @@ class Tables(nn.Module):
         return Level(by_cell, kernel)
 
     @torch.no_grad()
-    def start(self, x: Tensor, generator: torch.Generator) -> None:
-        """Start tables as the responsibilities in random windows of `x`, smoothed."""
+    def start(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Start tables as the responsibilities in random windows of `x`, smoothed.
+
+        Returns the numbers of these windows, (P, K).
+        """
         pooled = functional.avg_pool2d(x, self.pool, ceil_mode=True, count_include_pad=False)
         windows = self.windows.unfold(pooled)  # (R, N, D)
-        n_mixtures, n_components = math.prod(self.positions), self.logits.shape[4]
-        size = n_mixtures, n_components, self.windows.kernel
-        picked = pick_windows(windows, *size, generator)  # (P, K, D)
-        average = windows.reshape(n_mixtures, -1, windows.shape[2]).mean(1, keepdim=True)
-        started = picked + _START_AVERAGE * (average - picked)  # (P, K, D)
+        windows = windows.reshape(math.prod(self.positions), -1, windows.shape[2])  # (P, M, D)
+        grid, kernel = self.windows.grid, self.windows.kernel
+        chosen = choose_windows(windows, self.logits.shape[4], grid, kernel, generator)
+        picked = take_windows(windows, chosen)  # (P, K, D)
+        started = picked + _START_AVERAGE * (windows.mean(1, keepdim=True) - picked)  # (P, K, D)
         self.logits.copy_(self._from_windows(started.clamp_min(_MIN_START_PROBABILITY).log()))
+        return chosen
 
     @property
     def n_parameters(self) -> int:

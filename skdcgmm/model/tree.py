@@ -8,13 +8,18 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cached_property
+from itertools import islice
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from skdcgmm.model import tables
+from skdcgmm.model.partial import Emission, PartialTree
 from skdcgmm.model.pixels import PixelDensity
+from skdcgmm.model.pixels.gaussian import GaussianDensity
+from skdcgmm.model.pixels.pyramid import Basis
 from skdcgmm.model.windows import Size
 
 # Names of mixture layers and log densities of their windows by component, (N, K, rows, columns).
@@ -53,10 +58,13 @@ class Level(NamedTuple):
         One for each cell of the layer below and each component of this layer.
     kernel : (height, width)
         Of a window, in cells of the layer below.
+    details : PixelDensity or None
+        Of the details of the windows of a pyramid.
     """
 
     tables: Tensor
     kernel: Size
+    details: PixelDensity | None = None
 
 
 def n_active(weights: Tensor) -> float:
@@ -169,11 +177,15 @@ class Tree(Mixtures):
     ----------
     levels : tuple of Level
         The upper layers, from the image upwards.
+    basis : Basis or None
+        In which every layer emits the details of its windows, if the tree is a pyramid. Else the
+        first layer emits pixels.
     class_tables : Tensor of shape (K, n_classes) or None
         Probability of each class under each top component, if images have classes.
     """
 
     levels: tuple[Level, ...] = ()
+    basis: Basis | None = None
     class_tables: Tensor | None = None
 
     @property
@@ -193,15 +205,52 @@ class Tree(Mixtures):
 
     def climb(self, x: Tensor, complete: bool = False) -> Climb:
         """Go up from images; log densities by component are the input of the next layer."""
-        return self._climb_from(lambda: self.pixels.log_prob(x, complete))
+        if self._is_partial(x, complete):
+            masses = [values.to(x) for values in self._partial.masses(x)]
+            return zip(self.names, masses, strict=True)
+        views = self.views(x)
+        return self._climb_from(lambda: self.pixels.log_prob(views[0], complete), views)
 
-    def _climb_from(self, first: Callable[[], Tensor]) -> Climb:
+    def _is_partial(self, x: Tensor, complete: bool) -> bool:
+        """Whether pixels are missing that a pyramid needs."""
+        return self.basis is not None and not complete and bool(x.isnan().any())
+
+    @property
+    def _emissions(self) -> list[PixelDensity]:
+        """What the components of each layer of a pyramid emit."""
+        return [self.pixels, *(cast("PixelDensity", level.details) for level in self.levels)]
+
+    @cached_property
+    def _partial(self) -> PartialTree:
+        """The pyramid as it looks at images with missing pixels."""
+        basis = cast("Basis", self.basis)
+        densities = cast("list[GaussianDensity]", self._emissions)
+        n_colours = basis.pyramid.image_shape[0]
+        shifts = [d.shift.double().expand(d.windows.input_shape)[None] for d in densities]
+        return PartialTree(
+            basis,
+            basis.pyramid.join(shifts),
+            [
+                Emission.of(density, basis.pyramid.bases(level), n_colours)
+                for level, density in enumerate(densities)
+            ],
+            [level.tables.double() for level in self.levels],
+            self.log_weights.double(),
+        )
+
+    def views(self, x: Tensor) -> list[Tensor]:
+        """What each layer sees of images itself: their pixels, or its details; or nothing."""
+        return [x] if self.basis is None else self.basis.split(x)
+
+    def _climb_from(self, first: Callable[[], Tensor], views: list[Tensor]) -> Climb:
         # Nothing but the loop refers to what is below, so that memory holds two layers at a time.
         z = first()  # (N, K, rows, columns)
         yield self.names[0], z
-        for name, level in zip(self.names[1:], self.levels, strict=True):
+        for i, level in enumerate(self.levels, 1):
             z = tables.log_prob(z, level.tables, level.kernel)  # (N, K, rows, columns)
-            yield name, z
+            if level.details is not None:
+                z = z + level.details.log_prob(views[i], complete=True)
+            yield self.names[i], z
 
     def log_prob(self, x: Tensor, complete: bool = False) -> Tensor:
         """Log density of images, in their units; missing pixels, NaN, are marginalised, (N,)."""
@@ -213,7 +262,20 @@ class Tree(Mixtures):
 
     def in_units(self, log_prob: Tensor, x: Tensor, complete: bool = False) -> Tensor:
         """Log densities (N,) of what the layers see, as those of images, of another volume."""
-        return log_prob - self.pixels.log_volume(x, complete).sum((1, 2))
+        return log_prob - sum(volume.sum((1, 2)) for volume in self._volumes(x, complete))
+
+    def _volumes(self, x: Tensor, complete: bool) -> Iterator[Tensor]:
+        """What windows of each layer lose in units of images, (1 or N, rows, columns)."""
+        if self.basis is None:
+            yield self.pixels.log_volume(x, complete)
+            return
+        if self._is_partial(x, complete):
+            # Densities of images with missing pixels are in units of the channels.
+            observed = ~x.isnan().any(1)  # (N, H, W)
+            yield observed * self.basis.scale.log().sum()
+            return
+        for i, density in enumerate(self._emissions):
+            yield density.log_volume(x, complete=True) + self.basis.log_volume(i)
 
     def class_probabilities(self, x: Tensor, complete: bool = False) -> Tensor:
         """Posterior of the classes given images, (N, n_classes)."""
@@ -237,12 +299,15 @@ class Tree(Mixtures):
 
     def _mix(self, x: Tensor, complete: bool) -> tuple[list[tuple[Tensor, tables.Mix]], Tensor]:
         """Scores of cells (H, W, J, N) and their mixtures by level; scores of the top, (N, K)."""
-        z = self.pixels.log_prob(x, complete)  # (N, K, rows, columns)
+        views = self.views(x)
+        z = self.pixels.log_prob(views[0], complete)  # (N, K, rows, columns)
         climbed = []
-        for level in self.levels:
+        for i, level in enumerate(self.levels, 1):
             mixed = tables.mix(z, level.tables, level.kernel)
             climbed.append((z.permute(2, 3, 1, 0), mixed))
             z = mixed.log_prob
+            if level.details is not None:
+                z = z + level.details.log_prob(views[i], complete=True)
         return climbed, z.flatten(1) + self.log_weights
 
     @torch.no_grad()
@@ -304,11 +369,15 @@ class Tree(Mixtures):
         self, x: Tensor, names: Sequence[str], complete: bool = False
     ) -> list[Tensor]:
         """Posteriors of the components of mixture layers, each (N, K, rows, columns)."""
+        if self._is_partial(x, complete):
+            levels = [self.names.index(name) for name in names]
+            return [values.to(x) for values in self._partial.responsibilities(x, levels)]
         with torch.no_grad():
-            z = self.pixels.log_prob(x, complete)  # (N, K, rows, columns)
+            views = self.views(x)
+            z = self.pixels.log_prob(views[0], complete)  # (N, K, rows, columns)
         with torch.enable_grad():
             z.requires_grad_()
-            by_name = dict(self._climb_from(lambda: z))
+            by_name = dict(self._climb_from(lambda: z, views))
             whole = by_name[self.names[-1]].flatten(1)  # (N, K)
             value = tables.check_finite((whole + self.log_weights).logsumexp(1)).sum()
             # The posterior is the derivative of the log density by what it weighs.
@@ -319,16 +388,29 @@ class Tree(Mixtures):
         each = torch.eye(
             len(self.log_weights), device=self.log_weights.device, dtype=self.log_weights.dtype
         )  # (K, K)
-        return self.pixels.mean(self._weights_below(each[..., None, None])[0])
+        weights = self._weights_below(each[..., None, None])
+        if self.basis is None:
+            return self.pixels.mean(weights[0])
+        pairs = zip(self._emissions, weights, strict=True)
+        return self.basis.join([density.mean(of_layer) for density, of_layer in pairs])
 
     def impute_mean(self, x: Tensor) -> Tensor:
         """Images with each missing pixel at its mean given the observed ones, (N, C, H, W)."""
+        if self._is_partial(x, complete=False):
+            return self._partial.means(x)
         (first,) = self.responsibilities(x, self.names[:1])  # (N, K, rows, columns)
         return torch.where(x.isnan(), self.pixels.mean(first), x)
 
     def impute_sample(self, x: Tensor, generation: Generation) -> Tensor:
         """Images with missing pixels drawn given the observed ones, (N, C, H, W)."""
-        return torch.where(x.isnan(), self.variants(x, self.names[0], generation), x)
+        components = self._posterior_draws(x, self.names[0], generation)
+        drawn = self._emit(components, generation)
+        if self._is_partial(x, complete=False):
+            # Drawn without regard to what is observed, and moved by what that tells.
+            missing = torch.where(x.isnan(), x, drawn)
+            told = self._partial.means_given(x, components)
+            drawn = drawn + told - self._partial.means_given(missing, components)
+        return torch.where(x.isnan(), drawn, x)
 
     def variants(self, x: Tensor, name: str, generation: Generation) -> Tensor:
         """Images drawn given what images show to the components of a layer.
@@ -336,6 +418,10 @@ class Tree(Mixtures):
         The components of that layer and of those above are drawn from their posterior; what is
         below them is drawn as if there were no images.
         """
+        return self._emit(self._posterior_draws(x, name, generation), generation)
+
+    def _posterior_draws(self, x: Tensor, name: str, generation: Generation) -> list[Tensor]:
+        """Components of all layers, given what images show to those of a layer."""
         *evidence, whole = [log_prob for _, log_prob in self.climb(x)]
         posterior = tables.posterior(whole.flatten(1) + self.log_weights)  # (N, K)
         kept = tables.keep_largest(posterior, generation.top_s)
@@ -351,18 +437,33 @@ class Tree(Mixtures):
         for level in self.levels:
             height, width, _, n_below = level.tables.shape
             known.append(nothing.expand(len(components), n_below, height, width))
-        return self._descend(components, known, generation)
+        return self._emit(self._descend(components, known, generation), generation)
 
     def _descend(
         self, components: Tensor, evidence: list[Tensor], generation: Generation
-    ) -> Tensor:
-        """Images drawn from top components (N,), given what is known below each component."""
-        z = components[:, None, None]  # (N, 1, 1)
+    ) -> list[Tensor]:
+        """Components (N, rows, columns) of all layers drawn from those of the top, (N,).
+
+        From the image upwards; given what is known below each component.
+        """
+        drawn = [components[:, None, None]]  # (N, 1, 1)
         for level, known in zip(reversed(self.levels), reversed(evidence), strict=True):
-            z = tables.sample_below(
-                z, level.tables, level.kernel, known, generation.top_s, generation.generator
-            )  # (N, H, W)
-        return self.pixels.sample(z, generation.temperature, generation.generator)
+            below = tables.sample_below(
+                drawn[-1], level.tables, level.kernel, known, generation.top_s,
+                generation.generator,
+            )  # (N, H, W)  # fmt: skip
+            drawn.append(below)
+        return drawn[::-1]
+
+    def _emit(self, components: list[Tensor], generation: Generation) -> Tensor:
+        """Images drawn from the components of all layers."""
+        noise = generation.temperature, generation.generator
+        if self.basis is None:
+            return self.pixels.sample(components[0], *noise)
+        pairs = zip(self._emissions, components, strict=True)
+        return self.basis.join([density.sample(z, *noise) for density, z in pairs])
 
     def _volume_of_windows(self, x: Tensor, name: str, log_prob: Tensor) -> Tensor:
-        return self.pixels.log_volume(x).sum((1, 2)) / math.prod(log_prob.shape[2:])
+        below = islice(self._volumes(x, complete=False), 1 + self.names.index(name))
+        total = torch.stack([volume.sum((1, 2)).expand(len(x)) for volume in below]).sum(0)  # (N,)
+        return total / math.prod(log_prob.shape[2:])

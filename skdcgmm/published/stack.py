@@ -165,8 +165,10 @@ class LayerwiseStack(BaseStack):
 
     tiling = False
 
-    def __init__(self, layers: Sequence[Layer], n_classes: None = None) -> None:
-        del n_classes  # only one density of images and classes has some
+    def __init__(
+        self, layers: Sequence[Layer], n_classes: None = None, *, pyramid: bool = False
+    ) -> None:
+        del n_classes, pyramid  # which only one density has
         mixtures = [layer for layer in layers if layer.is_mixture]
         emissions = []
         for layer in mixtures:
@@ -218,6 +220,9 @@ class Clipped(Gaussian):
         Root precisions.
     """
 
+    # The published recipe knows one scale of all pixels.
+    by_pixel = False
+
     def _add_variances(self, zeros: Tensor) -> None:
         self.roots = nn.Parameter(torch.ones_like(zeros))
 
@@ -245,5 +250,6 @@ class Clipped(Gaussian):
     @torch.no_grad()
     def set_variances(self, variances: Tensor) -> None:
         """Set the variances; the floor gives way to smaller ones."""
-        self.set_min_variance(torch.minimum(self.min_variance, variances.amin((0, 1))))
+        lowest = variances.amin((0, 1), keepdim=True)
+        self.set_min_variance(torch.minimum(self.min_variance, lowest))
         self.roots.copy_(variances.rsqrt())

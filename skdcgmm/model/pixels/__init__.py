@@ -128,10 +128,10 @@ class Pixels(nn.Module, ABC):
         """Set one of the `arrays`."""
 
 
-def pick_windows(
-    windows: Tensor, n_mixtures: int, n_components: int, kernel: Size, generator: torch.Generator
+def choose_windows(
+    windows: Tensor, n_components: int, grid: Size, kernel: Size, generator: torch.Generator
 ) -> Tensor:
-    """One of the windows (R, N, D) for each component to start from, (P, K, D).
+    """Numbers of the windows (P, M, D) of each mixture that components start from, (P, K).
 
     Parts of the input are drawn with probability proportional to the squared distance from the
     mean window: most windows at a border are blank, and components that start there would never
@@ -139,13 +139,12 @@ def pick_windows(
     such as plain features, by k-means++: few of them leave little room to move past another
     component.
     """
-    whole = len(windows) == 1
+    whole = grid == (1, 1)
     if whole and kernel == (1, 1):
         rows = windows[0].cpu().numpy()
         seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
         _, chosen = kmeans_plusplus(rows, min(n_components, len(rows)), random_state=seed)
-        return windows[:, np.resize(chosen, n_components)]
-    windows = windows.reshape(n_mixtures, -1, windows.shape[2])  # (P, M, D)
+        return torch.from_numpy(np.resize(chosen, n_components))[None].to(windows.device)
     distance = (windows - windows.mean(1, keepdim=True)).square().sum(2)  # (P, M)
     weights = distance + _PICK_FLOOR * distance.mean(1, keepdim=True) + 1e-12  # (P, M)
     weights = torch.ones_like(weights) if whole else weights
@@ -157,8 +156,12 @@ def pick_windows(
     order = (weights.log() + noise.to(weights)).argsort(1, descending=True)  # (P, M)
     # More components than windows, which weights of zero may leave, share them.
     turn = torch.arange(n_components, device=order.device) % order.shape[1]  # (K,)
-    picked = order[:, turn]  # (P, K)
-    return windows.gather(1, picked[..., None].expand(-1, -1, windows.shape[2]))
+    return order[:, turn]
+
+
+def take_windows(windows: Tensor, chosen: Tensor) -> Tensor:
+    """The windows (P, K, D) of each mixture whose numbers (P, K) are given, of all (P, M, D)."""
+    return windows.gather(1, chosen[..., None].expand(-1, -1, windows.shape[2]))
 
 
 def n_inside(windows: Windows, positions: Size) -> float:

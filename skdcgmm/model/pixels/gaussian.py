@@ -16,22 +16,20 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from skdcgmm.model.pixels import PixelDensity, Pixels, n_inside, pick_windows
-from skdcgmm.model.windows import Size, Windows, cells_inside, images_last
+from skdcgmm.model.pixels import PixelDensity, Pixels, choose_windows, n_inside, take_windows
+from skdcgmm.model.windows import Shape, Size, Windows, images_last
 
 LOG_2PI = math.log(2 * math.pi)
 
 # Images enter the layer with this variance, about that of images in 0-1, for which the published
 # constants were made.
-_INTERNAL_VARIANCE = 0.1
-# Default floor of the variances, relative to the variance of all pixels, or of each plain feature.
-_IMAGE_REG_COVAR, _FEATURE_REG_COVAR = 0.5, 1e-6
+INTERNAL_VARIANCE = 0.1
+# Default floor of the variances, relative to the variance of a channel about its mean, about its
+# mean at each pixel (both come to the same for centred images), or of each plain feature.
+_CHANNEL_REG_COVAR, _PIXEL_REG_COVAR, _FEATURE_REG_COVAR = 0.5, 0.7, 1e-6
 # What variances start with above their floor, and the standard deviation of the noise on means that
 # start as windows: equal windows must part.
 _START_EXCESS, _START_NOISE = 0.05, 0.1
-# The expanded square loses about precision * value^2 * 6e-8 in float32. Where variances may be
-# smaller than this, scores are computed in double.
-_FLOAT32_VARIANCE = 0.01
 
 _ZERO, _ONE = torch.tensor([0.0, 1.0], device="cpu")
 
@@ -54,8 +52,10 @@ class GaussianDensity(PixelDensity):
     means : Tensor of shape (P, K, D)
     root_precisions : Tensor of shape (P, K, D) or (P, K, 1)
     windows : Windows
-    shift, scale : Tensor of shape (C, 1, 1)
+    shift, scale : Tensor that broadcasts to (C, H, W)
         Images enter as (x - shift) / scale.
+    inside : Tensor of shape (C, H, W) or None
+        Whether there is a value, or not: those are zero, and have no density. None: all are there.
     in_double : bool
         Whether single precision would not do.
     """
@@ -65,6 +65,7 @@ class GaussianDensity(PixelDensity):
     windows: Windows
     shift: Tensor = _ZERO
     scale: Tensor = _ONE
+    inside: Tensor | None = None
     in_double: bool = False
 
     def log_prob(self, x: Tensor, complete: bool = False) -> Tensor:
@@ -77,7 +78,7 @@ class GaussianDensity(PixelDensity):
         missing = None if complete else x.isnan()  # (N, C, H, W)
         if missing is not None and not missing.any():
             missing = None
-        full = missing is None and self.windows.overhang == (0, 0)
+        full = missing is None and self.inside is None and self.windows.overhang == (0, 0)
         linear, quadratic, constant = self._natural_summed if full else self._natural
         if missing is not None:
             # Each value brings its own constant, and a missing one brings none.
@@ -86,7 +87,7 @@ class GaussianDensity(PixelDensity):
         elif full:
             bias = constant  # (P, K, 1)
         else:
-            bias = _window_constants(constant, self.windows)  # (P or R, K, 1)
+            bias = constant @ self._inside_windows().to(constant).mT  # (R, K, 1)
         overlapping = stride[0] < kernel[0] or stride[1] < kernel[1]
         if len(self.means) == 1 and overlapping and rows * columns > 1:
             terms = [(linear, x), (quadratic, x.square())]
@@ -100,10 +101,19 @@ class GaussianDensity(PixelDensity):
 
     def log_volume(self, x: Tensor, complete: bool = False) -> Tensor:
         """Logarithms of the scale, summed over the observed values of each window."""
-        if complete:
-            return cells_inside(self.windows).to(self.scale)[None] * self.scale.log().sum()
-        values = self.windows.unfold((~x.isnan()) * self.scale.log())  # (R, N, D)
-        return values.sum(2).T.view(len(x), *self.windows.grid)
+        logs = self.scale.log().expand(self.windows.input_shape)  # (C, H, W)
+        if self.inside is not None:
+            logs = logs * self.inside
+        observed = logs[None] if complete else (~x.isnan()) * logs  # (1 or N, C, H, W)
+        volumes = self.windows.unfold(observed).sum(2)  # (R, 1 or N)
+        return volumes.T.view(-1, *self.windows.grid)
+
+    def _inside_windows(self) -> Tensor:
+        """Which values of each window there are, (R, 1, D)."""
+        inside = self.inside
+        if inside is None:
+            inside = self.means.new_ones(()).expand(self.windows.input_shape)
+        return self.windows.unfold(inside[None])
 
     def sample(
         self, components: Tensor, temperature: float, generator: torch.Generator | None
@@ -156,13 +166,22 @@ class Gaussian(Pixels):
     means : Parameter of shape (P, K, D)
     log_excess : Parameter of shape (P, K, D) or (P, K, 1)
         Logarithm of the variances above the floor.
-    shift, scale : Tensor of shape (C, 1, 1)
+    shift : Tensor of shape (C, H, W), or (C, 1, 1) if positions share Gaussians
+    scale : Tensor of the shape of the shift, or (C, 1, 1)
         Units of the images.
-    min_variance : Tensor of shape (D,) or (1,)
-        Floor of the variances.
+    min_variance : Tensor of shape (1, 1, D) or (1, 1, 1)
+        Floor of the variances; of shape (P, 1, D) if positions have their own.
     least_variance : float
         The smallest of them, known without asking a GPU.
     """
+
+    # Whether what does not vary at a pixel is left out where pixels have Gaussians of their own.
+    by_pixel = True
+    # Which values there are, where some are not.
+    inside: Tensor | None = None
+    # The expanded square loses about precision * value^2 * 6e-8 in float32. Where variances may be
+    # smaller than this, scores are computed in double.
+    float32_variance = 0.01
 
     shift: Tensor
     min_variance: Tensor
@@ -176,15 +195,30 @@ class Gaussian(Pixels):
         self.means = nn.Parameter(torch.zeros(n_mixtures, n_components, windows.n_values))
         n_variances = 1 if spherical else windows.n_values
         self._add_variances(torch.zeros(n_mixtures, n_components, n_variances))
-        n_channels, *_ = windows.input_shape
-        self.register_buffer("shift", torch.zeros(n_channels, 1, 1))
-        self.register_buffer("scale", torch.ones(n_channels, 1, 1))
-        floor = torch.full((n_variances,), _START_EXCESS, dtype=torch.float64)
+        self.register_buffer("shift", torch.zeros(self._shift_shape()))
+        self.register_buffer("scale", torch.ones(self._scale_shape()))
+        floor = torch.full((self._n_floors(), 1, n_variances), _START_EXCESS, dtype=torch.float64)
         self.register_buffer("min_variance", floor)
         self.least_variance = _START_EXCESS
 
     def _add_variances(self, zeros: Tensor) -> None:
         self.log_excess = nn.Parameter(zeros)
+
+    def _shift_shape(self) -> Shape:
+        """Shape of the shift: by pixel, or by channel."""
+        own = self.by_pixel and self.windows.n_windows == math.prod(self.positions)
+        return self.windows.input_shape if own else (self.windows.input_shape[0], 1, 1)
+
+    def _scale_shape(self) -> Shape:
+        return (self.windows.input_shape[0], 1, 1)
+
+    def _n_floors(self) -> int:
+        return 1
+
+    @property
+    def _window(self) -> Size:
+        """Height and width of what a window shows."""
+        return self.windows.kernel
 
     @property
     def root_precisions(self) -> Tensor:
@@ -195,65 +229,76 @@ class Gaussian(Pixels):
         """The density at the present parameters."""
         # Without gradients now, none later: not even through natural parameters.
         means = self.means if torch.is_grad_enabled() else self.means.detach()
-        in_double = means.dtype == torch.float32 and self.least_variance < _FLOAT32_VARIANCE
+        in_double = means.dtype == torch.float32 and self.least_variance < self.float32_variance
         return GaussianDensity(
-            means, self.root_precisions, self.windows, self.shift, self.scale, in_double
-        )
+            means, self.root_precisions, self.windows, self.shift, self.scale, self.inside,
+            in_double,
+        )  # fmt: skip
 
     @torch.no_grad()
     def set_units(
         self, count: Tensor, mean: Tensor, variance: Tensor, reg_covar: float | None
     ) -> None:
-        """Shift and scale images to a common variance; plain features one by one.
+        """Shift and scale channels to a common variance; plain features one by one.
 
-        A spherical Gaussian is one in the units of X: all features keep one scale.
+        Where pixels have Gaussians of their own, they are shifted one by one, so that a pattern
+        which all images have in common means nothing. A spherical Gaussian is one in the units of
+        X: all channels keep one scale.
         """
-        plain = self.windows.size == (1, 1)
-        if self.spherical or not plain:
-            pooled = (count * mean).sum() / count.sum()  # ()
-            variance = (count * (variance + (mean - pooled).square())).sum() / count.sum()
-            mean = pooled
+        plain, by_pixel = self.windows.size == (1, 1), self.shift.shape[1:] != (1, 1)
+        if not (plain or by_pixel):
+            pooled = average(mean, count, (1, 2))  # (C, 1, 1)
+            mean, variance = pooled, variance + (mean - pooled).square()
+        if self.spherical:
+            variance = average(variance, count, (0, 1, 2)).expand(self.scale.shape)  # (C, 1, 1)
+        elif not plain:
+            variance = average(variance, count, (1, 2))  # (C, 1, 1)
         overall = variance.mean() if (variance > 0).any() else torch.ones_like(variance)
         variance = torch.where(variance > 0, variance, overall)
-        share = _FEATURE_REG_COVAR if plain else _IMAGE_REG_COVAR
+        share = _PIXEL_REG_COVAR if by_pixel else _CHANNEL_REG_COVAR
+        share = _FEATURE_REG_COVAR if plain else share
         floor = share * variance if reg_covar is None else torch.full_like(variance, reg_covar)
-        scale = (variance / _INTERNAL_VARIANCE).sqrt()
-        n_channels, *_ = self.windows.input_shape
-        self.shift = mean.to(self.means).expand(n_channels, 1, 1).clone()
-        self.scale = scale.to(self.means).expand(n_channels, 1, 1).clone()
-        self.set_min_variance((floor / scale.square()).flatten())
+        scale = (variance / INTERNAL_VARIANCE).sqrt()
+        self.shift = mean.to(self.means).expand(self.shift.shape).clone()
+        self.scale = scale.to(self.means).expand(self.scale.shape).clone()
+        by_value = (floor / scale.square()).expand(-1, *self.windows.kernel).flatten()  # (D,)
+        self.set_min_variance(by_value.amax() if self.spherical else by_value)
 
     @torch.no_grad()
     def set_min_variance(self, min_variance: Tensor) -> None:
-        """Set the floor of the variances, (D,) or one for all of them."""
+        """Set the floor of the variances, of a shape that broadcasts to that of the present one."""
         self.min_variance = min_variance.to(self.means).expand(self.min_variance.shape).clone()
-        self.least_variance = float(min_variance.min())
+        self.least_variance = min(min_variance.flatten().tolist(), default=math.inf)
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
         if not self.min_variance.is_meta:  # else it is of another shape, or missing
-            self.least_variance = float(self.min_variance.min())
+            self.least_variance = min(self.min_variance.flatten().tolist(), default=math.inf)
 
     @torch.no_grad()
     def set_variances(self, variances: Tensor) -> None:
         """Set the variances, of the shape of the root precisions; the floor gives way."""
         # An excess this small is lost in the sum, also in double precision.
-        self.set_min_variance(torch.minimum(self.min_variance, variances.amin((0, 1))))
+        axes = [a for a in (0, 1, 2) if self.min_variance.shape[a] == 1]
+        self.set_min_variance(torch.minimum(self.min_variance, variances.amin(axes, keepdim=True)))
         excess = (variances - self.min_variance).clamp_min(1e-20 * self.min_variance)
         self.log_excess.copy_(excess.log())
 
     @torch.no_grad()
-    def start(self, x: Tensor, generator: torch.Generator) -> None:
-        """Start every mean as a random window of `x` and some noise."""
+    def start(self, x: Tensor, generator: torch.Generator, chosen: Tensor | None = None) -> None:
+        """Start every mean as a window of `x`, a random one unless chosen, and some noise."""
         x = (x - self.shift) / self.scale
         windows = self.windows.unfold(x.nan_to_num(nan=0.0))  # (R, N, D)
+        windows = windows.reshape(len(self.means), -1, windows.shape[2])  # (P, M, D)
+        if chosen is None:
+            grid = self.windows.grid
+            chosen = choose_windows(windows, self.n_components, grid, self._window, generator)
         noise = torch.randn(
             self.means.shape, generator=generator, dtype=x.dtype, device=generator.device
         ).to(x)
-        picked = pick_windows(
-            windows, len(self.means), self.n_components, self.windows.kernel, generator
-        )  # (P, K, D)
-        self.means.copy_(picked + _START_NOISE * noise)
+        # What does not vary tells components from each other neither now nor later.
+        noise *= (windows != windows[:, :1]).any(1, keepdim=True)
+        self.means.copy_(take_windows(windows, chosen) + _START_NOISE * noise)
         excess = torch.full_like(self.root_precisions, _START_EXCESS)
         self.set_variances(self.min_variance + excess)
 
@@ -267,7 +312,7 @@ class Gaussian(Pixels):
     @torch.no_grad()
     def arrays(self) -> dict[str, Tensor]:
         """Means and covariances in units of the images."""
-        shift, scale = self._units()
+        shift, scale = self._by_value(self.shift), self._by_value(self.scale, beyond=1)
         covariances = (scale / self.root_precisions).square()  # (P, K, D)
         if self.spherical:
             covariances = covariances[..., 0]
@@ -276,17 +321,19 @@ class Gaussian(Pixels):
     @torch.no_grad()
     def assign(self, name: str, values: Tensor) -> None:
         """Set means or covariances."""
-        shift, scale = self._units()
+        shift, scale = self._by_value(self.shift), self._by_value(self.scale, beyond=1)
         if name == "means":
             self.means.copy_((values - shift) / scale)
         else:
             values = values[..., None] if self.spherical else values
-            self.set_variances((values / scale.square())[..., : self.min_variance.shape[0]])
+            variances = values / scale.square()  # (P, K, D)
+            self.set_variances(variances[..., : self.min_variance.shape[2]])
 
-    def _units(self) -> tuple[Tensor, Tensor]:
-        """Shift and scale of the values of a window, (D,)."""
-        size = (len(self.shift), *self.windows.kernel)
-        return self.shift.expand(size).flatten(), self.scale.expand(size).flatten()
+    def _by_value(self, units: Tensor, beyond: float = 0.0) -> Tensor:
+        """Shift or scale of the values of each window, (P, 1, D), and what it is past a border."""
+        units = (units - beyond).expand(self.windows.input_shape)
+        by_window = self.windows.unfold(units[None]) + beyond  # (R, 1, D)
+        return by_window if len(self.means) == len(by_window) else by_window[:1]
 
 
 class _NaturalParameters(torch.autograd.Function):
@@ -331,23 +378,23 @@ class _NaturalParameters(torch.autograd.Function):
         return to_means, to_roots, None
 
 
+def average(values: Tensor, count: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """Mean of values over axes, which stay, weighed by counts; zero of none."""
+    total = (values * count).sum(axes, keepdim=True)
+    return total / count.sum(axes, keepdim=True).clamp_min(1)
+
+
 def _sum_of_logs(x: Tensor) -> Tensor:
     """Sum of the logarithms over the last axis (P, K, D) of numbers near 1, (P, K, 1).
 
     A logarithm costs as much as many products: it is taken of four factors at once.
     """
     quarter = x.shape[2] // 4
+    if quarter == 0:
+        return x.log().sum(2, keepdim=True)
     a, b, c, d = x[..., : 4 * quarter].chunk(4, 2)
     logs = (a * b).mul_(c).mul_(d).log_().sum(2, keepdim=True)  # (P, K, 1)
     return logs.add_(x[..., 4 * quarter :].log().sum(2, keepdim=True))
-
-
-def _window_constants(constant: Tensor, windows: Windows) -> Tensor:
-    """Sum the constants (P, K, D) of the values inside the border, (rows * columns, K, 1)."""
-    inside = constant.new_ones(1, 1, *windows.size)  # (1, 1, H, W)
-    seen = windows.unfold(inside).mT  # (rows * columns, h * w, 1)
-    by_pixel = constant.view(*constant.shape[:2], -1, seen.shape[1]).sum(2)  # (P, K, h * w)
-    return by_pixel @ seen
 
 
 def _convolved(terms: Terms, bias: Tensor, windows: Windows) -> Tensor:

@@ -589,7 +589,7 @@ def test_missing_values_in_training(digits, rng):
     X = digits[0].copy()
     holes = X.copy()
     holes[rng.random(X.shape) < 0.3] = np.nan
-    est = DCGMMEstimator(20, image_shape=(8, 8), random_state=0)
+    est = DCGMMEstimator(20, image_shape=(8, 8), pixels="tiles", random_state=0)
     complete = clone(est).fit(X[:1200]).score(X[1200:])
     found = est.fit(holes[:1200]).score(X[1200:])
     one = DCGMMEstimator(1, layers=[ConvGMM(1)], image_shape=(8, 8), random_state=0)

@@ -18,6 +18,8 @@ from torch import Tensor
 from skdcgmm.data import FloatArray
 from skdcgmm.estimators import checks, planning
 from skdcgmm.model import computing
+from skdcgmm.model.pixels import Pixels
+from skdcgmm.model.pixels.pyramid import Details
 from skdcgmm.model.specs import Layer, NamedSpecs, is_named, name_layers
 from skdcgmm.model.stack import BaseStack, Tables
 from skdcgmm.model.tree import n_active
@@ -26,25 +28,29 @@ from skdcgmm.model.windows import Size
 Arrays = dict[str, FloatArray]
 
 
-def _to_user(values: Tensor, layer: Layer) -> FloatArray:
+# What the details of an upper layer are called after.
+_DETAILS = "__details"
+
+
+def _to_user(values: Tensor, layer: Layer, n_channels: int) -> FloatArray:
     """(P, K, D) in order channel, row, column to (..., K, D) in order row, column, channel.
 
     Axes of positions are in front where there are several mixtures; (P, K) has no order.
     """
     if values.ndim == 3:
-        by_channel = values.view(*values.shape[:2], layer.windows.input_shape[0], -1)
+        by_channel = values.view(*values.shape[:2], n_channels, -1)
         values = by_channel.mT.flatten(2)  # (P, K, D)
     lead = () if layer.n_mixtures == 1 else layer.windows.grid
     return cast("FloatArray", values.reshape(*lead, *values.shape[1:]).cpu().numpy())
 
 
-def _from_user(values: Tensor, layer: Layer) -> Tensor:
+def _from_user(values: Tensor, layer: Layer, n_channels: int) -> Tensor:
     """The inverse of `_to_user`."""
     n_lead = 0 if layer.n_mixtures == 1 else 2
     shape = (layer.n_mixtures, *values.shape[n_lead:])  # (P, K) or (P, K, D)
     if len(shape) == 2:
         return values.reshape(shape)
-    by_pixel = values.reshape(*shape[:2], -1, layer.windows.input_shape[0])  # (P, K, pixels, C)
+    by_pixel = values.reshape(*shape[:2], -1, n_channels)  # (P, K, pixels, C)
     return by_pixel.mT.flatten(2)
 
 
@@ -155,12 +161,24 @@ class NamedLayers(BaseEstimator):
                     layer: (w[0, 0] if w.shape[:2] == (1, 1) else w).cpu().numpy()
                     for layer, w in by_place.items()
                 }
-            arrays = {layer: stack.emission(layer).arrays() for layer in stack.names}
+            arrays = {key: emission.arrays() for key, emission in self._emissions().items()}
         return {
-            layer: _to_user(of_layer[name], stack.mixtures[layer])
-            for layer, of_layer in arrays.items()
+            key: _to_user(of_layer[name], *self._order(key))
+            for key, of_layer in arrays.items()
             if name in of_layer
         }
+
+    def _emissions(self) -> dict[str, Pixels | Tables]:
+        """What components emit, by the name of the layer; details of upper layers besides."""
+        stack = self._stack
+        emissions: dict[str, Pixels | Tables] = {n: stack.emission(n) for n in stack.names}
+        return emissions | {n + _DETAILS: module for n, module in stack.gaussians.items()}
+
+    def _order(self, key: str) -> tuple[Layer, int]:
+        """The layer of an emission, and the channels in its values; details are in no order."""
+        layer = self._stack.mixtures[key.removesuffix(_DETAILS)]
+        ordered = not isinstance(self._emissions()[key], Details)
+        return layer, layer.windows.input_shape[0] if ordered else 1
 
     @torch.no_grad()
     def _write(self, name: str, values: Mapping[str, ArrayLike]) -> None:
@@ -179,7 +197,7 @@ class NamedLayers(BaseEstimator):
                     stack.set_weights(key, tensor.movedim(-1, 0))
                 else:
                     kind = "means" if name == "means" else "covariances"
-                    stack.emission(key).assign(kind, _from_user(tensor, stack.mixtures[key]))
+                    self._emissions()[key].assign(kind, _from_user(tensor, *self._order(key)))
 
     def _check_values(
         self, name: str, key: str, value: ArrayLike, present: Arrays
@@ -204,7 +222,8 @@ class NamedLayers(BaseEstimator):
                 array = 1 / array
         if not np.isfinite(array).all():
             raise ValueError(f"{parameter} must be finite; got nan or inf.")
-        if name == "weights" or (name == "means" and isinstance(stack.emission(key), Tables)):
+        emission = None if name == "weights" else self._emissions()[key]
+        if name == "weights" or (name == "means" and isinstance(emission, Tables)):
             n_below = stack.mixtures[key].windows.input_shape[0]
             cells = array.reshape(-1, n_below) if name == "means" else array
             if array.min() < 0 or not np.allclose(cells.sum(-1), 1, atol=1e-5):
@@ -283,6 +302,7 @@ def _table(stack: BaseStack, title: str, notes: list[str], *, fitted: bool) -> s
 
 def _kind(stack: BaseStack) -> str:
     kind = "one density" if stack.is_density else "layer-wise stack"
+    kind += "" if stack.pyramid is None else ", a pyramid,"
     channels, height, width = stack.image_shape
     if (height, width) == (1, 1):
         return f"{kind} of rows of {channels} features"

@@ -228,10 +228,11 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
         Callbacks see `shown`, the images and labels as the user gave them; a chunk has none.
         """
         chunk = shown is None
-        defaults = OBJECTIVES[self.objective]
+        defaults = planning.defaults_of(stack)
         batch_size, fraction = self._batch_size(), None if chunk else self._share_held_out(data)
         epochs = data.epochs(rng, batch_size, fraction, stack.like, ranks.total)
-        usual = max(_MIN_EPOCHS, round(defaults.n_steps / epochs.n_batches))
+        n_usual = defaults.steps_for(ranks.total(len(data)))
+        usual = max(_MIN_EPOCHS, round(n_usual / epochs.n_batches))
         max_epochs = 1 if chunk else self.max_epochs or usual
         n_steps = defaults.n_steps if chunk else epochs.n_batches * max_epochs
         standing = Standing([])
@@ -341,18 +342,7 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
 
     def _check_fitted_images(self, X: Any) -> Images:
         check_is_fitted(self)
-        images = checks.check_images(self, X, self._stack.image_shape, reset=False)
-        self._check_complete(images)
-        return images
-
-    def _check_complete(self, images: Images) -> None:
-        """Raise an error if pixels are missing that the fitted stack needs."""
-        if self._stack.pyramid is not None and not images.complete:
-            raise ValueError(
-                "X has missing values, and this model is a pyramid, in which the mean of a window "
-                "needs all its pixels. Fit with pixels='tiles', for which missing values are "
-                "exact."
-            )
+        return checks.check_images(self, X, self._stack.image_shape, reset=False)
 
     def _stack_in_place(self) -> BaseStack:
         """The fitted stack on `device`, or where it is if there is no such device here."""

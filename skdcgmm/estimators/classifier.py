@@ -27,6 +27,8 @@ class DCGMMClassifier(NamedLayers, ClassifierMixin, GenerativeDCGMM):
     ----------
     layers, image_shape
         The stack, as for `DCGMMEstimator`.
+    pixels : {"auto", "tiles", "pyramid"}, default="auto"
+        As for `DCGMMEstimator`; "auto" is "tiles".
     score_method, score_layer, reg_covar, max_epochs, batch_size, learning_rate
         As for `DCGMMEstimator`.
     tol, n_iter_no_change, validation_fraction, warm_start, device, random_state, verbose, \

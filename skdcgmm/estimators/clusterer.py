@@ -23,7 +23,7 @@ from skdcgmm.estimators import checks
 from skdcgmm.estimators.attributes import NamedLayers
 from skdcgmm.estimators.checks import Seed
 from skdcgmm.estimators.generative import GenerativeDCGMM, rows_of
-from skdcgmm.estimators.planning import OBJECTIVES, check_n_clusters
+from skdcgmm.estimators.planning import check_n_clusters, defaults_of
 from skdcgmm.model.specs import check_number
 from skdcgmm.model.stack import BaseStack
 from skdcgmm.model.tree import Mixtures
@@ -60,6 +60,14 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
         Height, width and, if there are several, channels of the images in the rows of X. None:
         from X if it has three or four dimensions; rows of a two-dimensional X are then plain
         features.
+    pixels : {"auto", "tiles", "pyramid"}, default="auto"
+        What the components emit. "tiles": those of the first layer emit pixels, independent of each
+        other. "pyramid": the mean of each window, in each colour, is what the layer above sees of
+        it, and components of every layer emit the details of their windows, in an orthonormal
+        basis, each in units of its own; so light and colour are drawn from coarse to fine. "auto":
+        a pyramid if `layers="auto"` chooses several layers and no pixel is missing; else tiles.
+        Both are exact densities. Missing pixels are exact with tiles; a pyramid can be asked about
+        them, but approximates, takes seconds, and cannot be fitted to them.
     objective : {"joint", "layerwise"}, default="joint"
         What training maximises. "joint": the log density of the images under the whole stack;
         windows must tile. "layerwise": each layer's own annealed max-component likelihood, as
@@ -72,16 +80,19 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
         The mixture layer for `score_method="layer"`: its index among the mixture layers, or name.
     reg_covar : float, default=None
         Lower bound of the variances of the first layer, in squared units of X; greater than 0.
-        "joint" learns what is above it, the published "layerwise" training clips. None: half of the
-        variance of all pixels for images (0.05 for MNIST in 0-1), 1e-6 of each plain feature's.
-        Densities compare at the same value.
+        "joint" learns what is above it, the published "layerwise" training clips. None: with tiles,
+        0.7 of the variance of the pixels about their means (0.05 for MNIST in 0-1; half of that of
+        all pixels where positions share components), 1e-6 of each plain feature's; in a pyramid, a
+        share of each detail's variance, the higher the more of the images is details: 0.01 for
+        photographs, 0.3 for strokes. Densities compare at the same value.
     max_epochs : int, default=None
-        Largest number of passes over the data. None: about 1000 steps ("joint") or 4000
-        ("layerwise"), but at least 3. Few images need many passes, not few.
+        Largest number of passes over the data. None: about 1000 steps ("joint"; a pyramid 500,
+        or 150 if there are fewer than 1500 images) or 4000 ("layerwise"), but at least 3. Few
+        images need many passes, not few.
     batch_size : int, default=None
         Number of images in a training step. None: 250 ("joint") or 100 ("layerwise").
     learning_rate : float, default=None
-        Largest learning rate, independent of the units of X. None: 0.05.
+        Largest learning rate, independent of the units of X. None: 0.05, or 0.1 for a pyramid.
     tol : float, default=1e-3
         Training ends when the epoch's loss (the validation loss if there is one) has not risen by
         more than `tol` nats for `n_iter_no_change` epochs after annealing has ended, which with
@@ -315,7 +326,7 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
         """
         check_is_fitted(self)
         check_number("fraction", fraction, low=0, high=1, closed_high=True)
-        defaults = OBJECTIVES[self._fitted_objective]
+        defaults = defaults_of(self._stack)
         training = defaults.objective(
             self._stack, defaults.n_steps, self.learning_rate or defaults.learning_rate,
             self._progress,

@@ -42,8 +42,12 @@ class DCGMMOutlierDetector(NamedLayers, OutlierMixin, BaseDCGMM):
 
     Parameters
     ----------
-    layers, image_shape, objective
+    layers, image_shape
         The stack, as for `DCGMMEstimator`.
+    pixels : {"auto", "tiles", "pyramid"}, default="auto"
+        As for `DCGMMEstimator`; "auto" is "tiles".
+    objective : {"joint", "layerwise"}, default="joint"
+        As for `DCGMMEstimator`.
     score_method : str, default="auto"
         What `score_samples` returns.
 

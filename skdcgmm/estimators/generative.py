@@ -14,7 +14,8 @@ from skdcgmm.estimators.base import BaseDCGMM
 from skdcgmm.estimators.checks import Seed, answer, check_mask
 from skdcgmm.model import tables
 from skdcgmm.model.specs import check_choice, check_number
-from skdcgmm.model.tree import Generation, Mixtures
+from skdcgmm.model.tables import Generation
+from skdcgmm.model.tree import Mixtures
 
 IMPUTE_METHODS = ("mean", "sample")
 
@@ -180,7 +181,6 @@ class GenerativeDCGMM(BaseDCGMM):
         """
         images = self._check_fitted_images(X)
         images = images.hide(check_mask(mask, images))
-        self._check_complete(images)
         check_choice("method", method, IMPUTE_METHODS)
         generation = self._generation(temperature, top_s, random_state)
 

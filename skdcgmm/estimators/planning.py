@@ -16,12 +16,21 @@ from skdcgmm.model.stack import BaseStack, Stack
 from skdcgmm.model.windows import Shape
 from skdcgmm.published import objective as layerwise
 from skdcgmm.published.stack import LayerwiseStack
-from skdcgmm.training import joint, ranks
+from skdcgmm.training import Defaults, joint, ranks
 
 OBJECTIVES = {"joint": joint.JOINT, "layerwise": layerwise.LAYERWISE}
 
 # Usual number of images that a stack starts from.
 _N_STARTS = 256
+# Number of rows of plain features, of which a start sees more.
+_N_ROWS = 2000
+
+
+def defaults_of(stack: BaseStack) -> Defaults:
+    """What the parameters of a stack's training are where a user leaves them open."""
+    if stack.pyramid is not None:
+        return joint.PYRAMID
+    return OBJECTIVES["joint" if stack.tiling else "layerwise"]
 
 
 def is_auto(estimator: Any) -> bool:
@@ -29,12 +38,15 @@ def is_auto(estimator: Any) -> bool:
     return isinstance(estimator.layers, str) and bool(estimator.layers == "auto")
 
 
-def _plan(estimator: Any, shape: Shape, n_images: int, *, pyramid: bool) -> NamedSpecs:
+def _plan(
+    estimator: Any, shape: Shape, n_images: int, n_classes: int | None, *, pyramid: bool
+) -> NamedSpecs:
     """The layers that the parameters of an estimator ask for."""
     layers = estimator.layers
     if is_auto(estimator):
         if estimator.objective == "joint":
-            return specs.auto(shape, n_images, estimator.n_clusters, pyramid=pyramid)
+            n_clusters = estimator.n_clusters
+            return specs.auto(shape, n_images, n_clusters, n_classes=n_classes, pyramid=pyramid)
         return published.auto(shape, n_images, estimator.n_clusters)
     if isinstance(layers, str):
         return published.preset(layers, shape)
@@ -84,7 +96,7 @@ def build(
     """
     joint = estimator.objective == "joint"
     pyramid = _takes_pyramid(estimator, complete=complete)
-    plan = _plan(estimator, shape, n_images, pyramid=pyramid)
+    plan = _plan(estimator, shape, n_images, n_classes, pyramid=pyramid)
     layers = specs.lay_out(plan, shape, tiling=joint)
     mixtures = [layer for layer in layers if layer.is_mixture]
     for layer in mixtures:
@@ -143,6 +155,8 @@ def start(stack: BaseStack, data: Data, reg_covar: float | None, rng: RandomStat
     with computing(stack.like.device), torch.no_grad():
         n_starts = min(_N_STARTS, Images.batch_size(stack().numbers_per_image))
         n_starts = max(n_starts, 2 * largest)
+        if data.shape[1:] == (1, 1):
+            n_starts = max(n_starts, min(_N_ROWS, sample_size(data.shape)))
         n_units = n_starts if stack.pyramid is None else max(n_starts, sample_size(data.shape) // 5)
         some = data.sample(n_units, rng, weighted=True)
         x = replace(some, rows=ranks.together(some.rows)).tensor(slice(None), stack.like)

@@ -21,11 +21,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from skdcgmm.model import tables
 from skdcgmm.model.pixels.gaussian import LOG_2PI, GaussianDensity
 from skdcgmm.model.pixels.pyramid import Basis
+from skdcgmm.model.tables import Generation
+from skdcgmm.model.windows import Size
 
 # Variances of what is seen and of what is not, in units of the channels.
-_SEEN, _MISSING = 1e-8, 1e3
+_SEEN, _MISSING = 1e-8, 1e4
 
 
 class Message(NamedTuple):
@@ -40,6 +43,19 @@ class Message(NamedTuple):
     log_mass: Tensor
     mean: Tensor
     variance: Tensor
+
+    def choose(self, components: Tensor, kernel: Size) -> Message:
+        """Functions for the components (N, rows, columns) of the windows that cells are in."""
+        if self.mean.shape[4] == 1:
+            return self
+        size = (self.mean.shape[0], self.mean.shape[1])
+        index = tables.at_cells(components.permute(1, 2, 0), size, kernel)[..., None]
+        by_colour = index[:, :, None].expand(*self.mean.shape[:4], 1)
+        return Message(
+            self.log_mass.gather(3, index),
+            self.mean.gather(4, by_colour),
+            self.variance.gather(4, by_colour),
+        )
 
 
 class Emission(NamedTuple):
@@ -80,10 +96,6 @@ class Emission(NamedTuple):
         )
         return self._replace(means=means, variances=variances)
 
-    def of_images(self, index: Tensor) -> Emission:
-        """The part for some of the images."""
-        return self._replace(means=self.means[:, :, index], variances=self.variances[:, :, index])
-
 
 @dataclass(frozen=True, eq=False)
 class PartialTree:
@@ -109,7 +121,6 @@ class PartialTree:
     mixtures: Sequence[Tensor]
     log_weights: Tensor
 
-    @torch.no_grad()
     def masses(self, x: Tensor) -> list[Tensor]:
         """Log masses of the components of each layer, (N, K, rows, columns).
 
@@ -130,26 +141,55 @@ class PartialTree:
 
     def means(self, x: Tensor) -> Tensor:
         """Images with missing pixels at their means given the others, (N, C, H, W)."""
+        parts, found = self._parts(x), []
+        for colours, missing, _ in parts:
+            with torch.enable_grad():
+                *_, top = self._climb(colours.requires_grad_(), missing)
+                log_prob = (top.flatten(1) + self.log_weights).logsumexp(1)
+                (gradient,) = torch.autograd.grad(log_prob.sum(), colours)
+            # Tweedie's formula, for what stands for missing pixels.
+            found.append([torch.where(missing, _MISSING * gradient, colours.detach())])
+        return self._filled(x, *_in_order(parts, found))
 
-        def log_prob(colours: Tensor, missing: Tensor, index: Tensor) -> Tensor:
-            *_, top = self._climb(colours, missing)
-            return (top.flatten(1) + self.log_weights).logsumexp(1)
+    @torch.no_grad()
+    def draw(self, x: Tensor, generation: Generation) -> Tensor:
+        """Images with missing pixels drawn given the others, (N, C, H, W).
 
-        return self._means(x, log_prob)
+        Components, and values of cells given these, are drawn from the top layer down.
+        """
+        parts = self._parts(x)
+        return self._filled(x, *_in_order(parts, [[self._draw(*p[:2], generation)] for p in parts]))
 
-    def means_given(self, x: Tensor, components: Sequence[Tensor]) -> Tensor:
-        """The same given the components (N, rows, columns) of each layer, too; exact."""
-        pairs = zip(self.emissions, components, strict=True)
-        chosen = [emission.choose(of_layer) for emission, of_layer in pairs]
+    def _draw(self, colours: Tensor, missing: Tensor, generation: Generation) -> Tensor:
+        """Colours (N, C, H, W) about the mean image."""
+        generator = generation.generator
+        known, told = [_seen(colours, missing)], []  # of cells, and of components by window
+        for level, emission in enumerate(self.emissions):
+            if level > 0:
+                known.append(_mix(told[-1], self.mixtures[level - 1]))
+            told.append(_up(known[-1], emission, top=level == len(self.emissions) - 1))
+        scores = told[-1].log_mass.flatten(0, 2) + self.log_weights  # (N, K)
+        chosen = tables.keep_largest(scores.softmax(1), generation.top_s)
+        z = tables.sample(chosen, generator)[:, None, None]  # (N, 1, 1)
+        values: Tensor | None = None
+        for level in reversed(range(len(self.emissions))):
+            kernel = self.basis.pyramid.kernels[level]
+            cells, emission = known[level].choose(z, kernel), self.emissions[level].choose(z)
+            values = _down(cells, emission, values, generation)  # (H, W, C, N)
+            if level > 0:
+                below = told[level - 1]
+                apart = (values[..., None] - below.mean).square() / below.variance
+                likely = below.log_mass - 0.5 * (apart + below.variance.log()).sum(2)
+                z = tables.sample_below(
+                    z, self.mixtures[level - 1], kernel, likely.permute(2, 3, 0, 1),
+                    generation.top_s, generator,
+                )  # (N, H, W)  # fmt: skip
+        assert values is not None
+        return values.permute(3, 2, 0, 1)
 
-        def log_prob(colours: Tensor, missing: Tensor, index: Tensor) -> Tensor:
-            message = _seen(colours, missing)
-            for level, emission in enumerate(chosen):
-                top = level == len(chosen) - 1
-                message = _up(message, emission.of_images(index), top=top)
-            return message.log_mass.flatten()
-
-        return self._means(x, log_prob)
+    def _filled(self, x: Tensor, colours: Tensor) -> Tensor:
+        """Images, missing pixels of colours about the mean image."""
+        return torch.where(x.isnan(), self.basis.turn_back(colours + self.centre).to(x), x)
 
     def _climb(self, colours: Tensor, missing: Tensor) -> Iterator[Tensor]:
         message = _seen(colours, missing)
@@ -162,7 +202,8 @@ class PartialTree:
             # What follows depends on what has been handed out, for gradients.
             message = message._replace(log_mass=masses.permute(2, 3, 0, 1))
             # What stands for missing pixels has a density of its own.
-            excess = 0.5 * math.log(2 * math.pi * _MISSING) * missing.sum() * colours.shape[1]
+            n_missing = float(missing.sum()) * colours.shape[1]
+            excess = 0.5 * math.log(2 * math.pi * _MISSING) * n_missing
             yield masses + excess if top else masses
 
     def _parts(self, x: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -174,17 +215,6 @@ class PartialTree:
             (index,) = torch.where(part == number)
             parts.append((torch.where(missing, 0, colours[index]), missing, index))
         return parts
-
-    def _means(self, x: Tensor, log_prob: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
-        """Means by Tweedie's formula, from the gradient of what stands for missing pixels."""
-        parts, found = self._parts(x), []
-        for colours, missing, index in parts:
-            with torch.enable_grad():
-                value = log_prob(colours.requires_grad_(), missing, index)
-                (gradient,) = torch.autograd.grad(value.sum(), colours)
-            found.append([torch.where(missing, _MISSING * gradient, colours.detach())])
-        (colours,) = _in_order(parts, found)
-        return torch.where(x.isnan(), self.basis.turn_back(colours + self.centre).to(x), x)
 
 
 def _in_order(
@@ -198,7 +228,7 @@ def _in_order(
 def _seen(x: Tensor, missing: Tensor) -> Message:
     """What is seen of images (N, C, H, W), of which the same pixels (H, W) are missing."""
     n_images, _, height, width = x.shape
-    variance = torch.where(missing, _MISSING, _SEEN).to(x)  # (H, W)
+    variance = torch.full_like(x[0, 0], _SEEN).masked_fill(missing, _MISSING)  # (H, W)
     return Message(
         x.new_zeros(height, width, n_images, 1),
         x.permute(2, 3, 1, 0)[..., None],
@@ -220,44 +250,100 @@ def _mix(message: Message, tables: Tensor) -> Message:
     return Message(total[:, :, 0].log() + peak, first, spread)
 
 
+class _Seen(NamedTuple):
+    """What is known of the cells of windows, and how they come about.
+
+    Attributes
+    ----------
+    y, v : Tensor of shape (R, C, N, K, m), or 1 where all are alike
+        Functions N(y; u, v) of the values of cells.
+    first : Tensor of shape (R, 1, 1, 1, 1, m)
+        What the mean of a window does to its cells.
+    known : Tensor of shape (R, 1, 1, 1, n, m)
+        What the coefficients do which the window's component emits.
+    covariance : Tensor of shape (R, C, N or 1, K, m, m)
+        Of the cells, given the mean.
+    factor : Tensor of the shape of the covariance
+        Cholesky factor of the covariance of y.
+    """
+
+    y: Tensor
+    v: Tensor
+    first: Tensor
+    known: Tensor
+    covariance: Tensor
+    factor: Tensor
+
+    @classmethod
+    def of(cls, message: Message, emission: Emission, *, top: bool) -> _Seen:
+        """What is known of windows. The top emits its mean, too."""
+        y = _windows(message.mean, emission)
+        # Cells past the border are values without density.
+        v = _windows(message.variance, emission, 0.5 / math.pi)
+        basis = torch.einsum("rpi,sqj->rspqij", emission.rows, emission.columns)
+        basis = basis.flatten(4, 5).flatten(2, 3).flatten(0, 1)[:, None, None, None]
+        known = basis if top else basis[..., 1:, :]
+        covariance = known.mT @ (emission.variances[..., None] * known)
+        factor = torch.linalg.cholesky(covariance + torch.diag_embed(v))
+        return cls(y, v, basis[..., :1, :], known, covariance, factor)
+
+
 def _up(message: Message, emission: Emission, *, top: bool) -> Message:
     """What windows tell of their means, given what is known of their cells."""
-    rows, columns = emission.rows, emission.columns  # (R, h, h), (S, w, w)
-    size = len(rows), rows.shape[1], len(columns), columns.shape[1]
-    y = _windows(message.mean, size)  # (R, C, N, K, m)
-    # Cells past the border are values without density.
-    v = _windows(message.variance, size, 0.5 / math.pi)  # (R, C or 1, N or 1, K, m)
-    basis = torch.einsum("rpi,sqj->rspqij", rows, columns)
-    basis = basis.flatten(4, 5).flatten(2, 3).flatten(0, 1)[:, None, None, None]  # (..., n, m)
-    known = basis if top else basis[..., 1:, :]
-    means, variances = emission.means, emission.variances
-    residual = y - (means[..., None, :] @ known)[..., 0, :]  # (R, C, N, K, m)
-    covariance = known.mT @ (variances[..., None] * known) + torch.diag_embed(v)
-    factor = torch.linalg.cholesky(covariance)  # (R, C, N or 1, K, m, m)
-    log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)  # (R, C, N or 1, K)
-    alike = factor.shape[2] == 1
+    seen = _Seen.of(message, emission, top=top)
+    residual = seen.y - (emission.means[..., None, :] @ seen.known)[..., 0, :]  # (R, C, N, K, m)
+    log_det = 2 * seen.factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)  # (R, C, N or 1, K)
+    alike = seen.factor.shape[2] == 1
     right = residual.movedim(2, -1)[:, :, None] if alike else residual[..., None]
-    white = torch.linalg.solve_triangular(factor, right, upper=False)
+    white = torch.linalg.solve_triangular(seen.factor, right, upper=False)
     white = white[:, :, 0].movedim(-1, 2) if alike else white[..., 0]  # (R, C, N, K, m)
-    log_prob = -0.5 * (white.square().sum(-1) + log_det + y.shape[-1] * LOG_2PI)
+    log_prob = -0.5 * (white.square().sum(-1) + log_det + white.shape[-1] * LOG_2PI)
     if top:
         mean = variance = log_prob
     else:
-        first = basis[..., :1, :].mT.expand(*factor.shape[:-1], 1)
-        along = torch.linalg.solve_triangular(factor, first, upper=False)[..., 0]
+        first = seen.first.mT.expand(*seen.factor.shape[:-1], 1)
+        along = torch.linalg.solve_triangular(seen.factor, first, upper=False)[..., 0]
         precision = along.square().sum(-1)  # (R, C, N or 1, K)
         projected = (white * along).sum(-1)  # (R, C, N, K)
         mean, variance = projected / precision, (1 / precision).expand_as(projected)
         log_prob = log_prob + 0.5 * (projected * mean + LOG_2PI - precision.log())
-    of_cells = _windows(message.log_mass[:, :, None], size).sum(-1)  # (R, 1, N, K)
+    of_cells = _windows(message.log_mass[:, :, None], emission).sum(-1)  # (R, 1, N, K)
     log_mass = (log_prob.sum(1, keepdim=True) + of_cells)[:, 0]  # (R, N, K)
-    grid = size[0], size[2]
+    grid = len(emission.rows), len(emission.columns)
     return Message(log_mass.unflatten(0, grid), mean.unflatten(0, grid), variance.unflatten(0, grid))
 
 
-def _windows(cells: Tensor, size: tuple[int, int, int, int], beyond: float = 0.0) -> Tensor:
+def _down(
+    cells: Message, emission: Emission, means: Tensor | None, generation: Generation
+) -> Tensor:
+    """Values of cells (H, W, C, N) drawn given the means (rows, columns, C, N) of their windows.
+
+    Drawn without regard to what is seen, and moved by what that tells. The top has drawn no means.
+    """
+    seen = _Seen.of(cells, emission, top=means is None)
+
+    def noise(variance: Tensor) -> Tensor:
+        generator, like = generation.generator, emission.means
+        drawn = torch.randn(like.shape[:4] + variance.shape[-1:], generator=generator,
+                            dtype=like.dtype, device=like.device)
+        return (generation.temperature * variance).sqrt() * drawn
+
+    coefficients = emission.means + noise(emission.variances)  # (R, C, N, 1, n)
+    values = (coefficients[..., None, :] @ seen.known)[..., 0, :]  # (R, C, N, 1, m)
+    if means is not None:
+        values = values + means.flatten(0, 1)[..., None, None] * seen.first[..., 0, :]
+    surprise = seen.y - values - noise(seen.v)
+    told = torch.cholesky_solve(surprise[..., None], seen.factor.expand(*surprise.shape, -1))
+    values = values + (seen.covariance @ told)[..., 0]
+    (n_rows, height), (n_columns, width) = emission.rows.shape[:2], emission.columns.shape[:2]
+    by_window = values[..., 0, :].unflatten(3, (height, width)).unflatten(0, (n_rows, n_columns))
+    laid = by_window.permute(0, 4, 1, 5, 2, 3).flatten(2, 3).flatten(0, 1)  # (H, W, C, N)
+    return laid[: cells.mean.shape[0], : cells.mean.shape[1]]
+
+
+def _windows(cells: Tensor, emission: Emission, beyond: float = 0.0) -> Tensor:
     """Cells (H, W, C, N, K) by window, (R, C, N, K, m), and what they are past the border."""
-    n_rows, height, n_columns, width = size
+    (n_rows, height), (n_columns, width) = emission.rows.shape[:2], emission.columns.shape[:2]
     past = (n_columns * width - cells.shape[1], n_rows * height - cells.shape[0])
     padded = functional.pad(cells, (0, 0) * 3 + (0, past[0], 0, past[1]), value=beyond)
     by_window = padded.view(n_rows, height, n_columns, width, *cells.shape[2:])

@@ -89,6 +89,9 @@ class MaxPool(BaseEstimator):
         self.stride = stride
 
 
+# Top components for each class.
+_A_CLASS = 4
+
 NamedSpecs = list[tuple[str, ConvGMM | MaxPool]]
 
 
@@ -283,20 +286,27 @@ def check_layers(layers: object, reserved: set[str]) -> NamedSpecs:
 
 
 def auto(
-    image_shape: Shape, n_samples: int, n_clusters: int | None = None, *, pyramid: bool = False
+    image_shape: Shape,
+    n_samples: int,
+    n_clusters: int | None = None,
+    *,
+    n_classes: int | None = None,
+    pyramid: bool = False,
 ) -> NamedSpecs:
     """A stack of one density for images of this shape; a flat mixture for plain features.
 
     Tiles of four pixels, or in a pyramid a little more, then windows of two by two until few are
-    left, then the top. Fewer components where they would see less than 15 images on average. The
-    wider a window, the more there is to tell apart: the upper layers have the more components. The
-    top has at least as many as clusters are asked for, and a flat mixture just as many.
+    left, then the top. The wider a window, the more there is to tell apart: the upper layers have
+    the more components. Fewer where they would see less than 15 images on average, but as many as
+    there are images up to 60: few images are all that there is to know. The top has at least as
+    many as clusters are asked for, or some for each class; a flat mixture just as many as clusters.
     """
     size: Size = image_shape[1:]
-    most = max(1, n_samples // 15)
+    most = max(1, n_samples // 15, min(n_samples, 60))
+    least = min(n_samples, max(n_clusters or 1, _A_CLASS * (n_classes or 0)))
     tile = (min(4, size[0]), min(4, size[1]))
     if tile == size:
-        n_flat = n_clusters or min(8 if size == (1, 1) else 100, most)
+        n_flat = n_clusters or max(least, min(8 if size == (1, 1) else 100, most))
         return name_layers([ConvGMM(n_flat)])
     if pyramid:
         tile = (_even_tile(size[0]), _even_tile(size[1]))
@@ -307,7 +317,7 @@ def auto(
         size = grid_size(size, kernel, kernel)
         n_parts = 100 if max(size) > 2 else 200
         layers.append(ConvGMM(min(n_parts, most), kernel, shared=False))
-    return name_layers([*layers, ConvGMM(max(min(400, most), n_clusters or 1))])
+    return name_layers([*layers, ConvGMM(max(min(400, most), least, n_clusters or 1))])
 
 
 def _even_tile(side: int) -> int:

@@ -176,7 +176,7 @@ class BaseStack(nn.Module, ABC):
 
     @property
     def gaussians(self) -> dict[str, Pixels]:
-        """Gaussians of the details of upper layers, by the names of these."""
+        """What the components of upper layers emit besides, by the names of these."""
         return {}
 
     def layer_n_parameters(self, name: str) -> int:

@@ -155,7 +155,7 @@ def shortfalls(mixtures: Tensor, weights: Tensor, size: Size, kernel: Size) -> T
 def weights_below(weights: Tensor, tables: Tensor, kernel: Size) -> Tensor:
     """Weights (N, J, H, W) of the components of cells, given those (N, K, rows, columns) above."""
     size = (tables.shape[0], tables.shape[1])
-    by_cell = _at_cells(weights.permute(2, 3, 1, 0), size, kernel)  # (H, W, K, N)
+    by_cell = at_cells(weights.permute(2, 3, 1, 0), size, kernel)  # (H, W, K, N)
     return (tables.mT @ by_cell).permute(3, 2, 0, 1)
 
 
@@ -186,7 +186,7 @@ def sample_below(
     Tensor of shape (N, H, W)
     """
     height, width = tables.shape[:2]
-    by_cell = _at_cells(components.permute(1, 2, 0), (height, width), kernel)  # (H, W, N)
+    by_cell = at_cells(components.permute(1, 2, 0), (height, width), kernel)  # (H, W, N)
     rows = torch.arange(height, device=by_cell.device)[:, None]  # (H, 1)
     columns = torch.arange(width, device=by_cell.device)  # (W,)
     prior = tables[rows, columns, by_cell.permute(2, 0, 1)]  # (N, H, W, J)
@@ -194,7 +194,7 @@ def sample_below(
     return sample(keep_largest(weights, top_s), generator)
 
 
-def _at_cells(x: Tensor, size: Size, kernel: Size) -> Tensor:
+def at_cells(x: Tensor, size: Size, kernel: Size) -> Tensor:
     """What windows (rows, columns, ...) hold, handed to each of their cells, (H, W, ...)."""
     row = torch.arange(size[0], device=x.device)[:, None] // kernel[0]  # (H, 1)
     column = torch.arange(size[1], device=x.device) // kernel[1]  # (W,)
@@ -269,6 +269,23 @@ def _log_products(peak: Tensor, mixtures: Tensor, kernel: Size, n_below: int) ->
         product = functools.reduce(torch.mul, cells[start : start + n_factors])
         log_mixtures = log_mixtures + product.log()  # (rows, columns, K, N)
     return log_mixtures
+
+
+class Generation(NamedTuple):
+    """How to draw on the way down.
+
+    Attributes
+    ----------
+    temperature : float
+        Factor of all Gaussian variances.
+    top_s : int or None
+        Number of likeliest components that may be drawn at a position; None is all.
+    generator : torch.Generator or None
+    """
+
+    temperature: float = 1.0
+    top_s: int | None = None
+    generator: torch.Generator | None = None
 
 
 def keep_largest(weights: Tensor, top_s: int | None) -> Tensor:

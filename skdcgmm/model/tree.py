@@ -20,6 +20,7 @@ from skdcgmm.model.partial import Emission, PartialTree
 from skdcgmm.model.pixels import PixelDensity
 from skdcgmm.model.pixels.gaussian import GaussianDensity
 from skdcgmm.model.pixels.pyramid import Basis
+from skdcgmm.model.tables import Generation
 from skdcgmm.model.windows import Size
 
 # Names of mixture layers and log densities of their windows by component, (N, K, rows, columns).
@@ -30,23 +31,6 @@ MARGINAL, PREDICTED, EXPECTED, BEST, SHORTFALL, WORST = range(6)
 N_STATISTICS = 6
 # A component is active if it has this share of an equal weight.
 _ACTIVE_SHARE = 0.1
-
-
-class Generation(NamedTuple):
-    """How to draw on the way down.
-
-    Attributes
-    ----------
-    temperature : float
-        Factor of all Gaussian variances.
-    top_s : int or None
-        Number of likeliest components that may be drawn at a position; None is all.
-    generator : torch.Generator or None
-    """
-
-    temperature: float = 1.0
-    top_s: int | None = None
-    generator: torch.Generator | None = None
 
 
 class Level(NamedTuple):
@@ -399,18 +383,15 @@ class Tree(Mixtures):
         if self._is_partial(x, complete=False):
             return self._partial.means(x)
         (first,) = self.responsibilities(x, self.names[:1])  # (N, K, rows, columns)
+        if self.basis is not None:
+            return x
         return torch.where(x.isnan(), self.pixels.mean(first), x)
 
     def impute_sample(self, x: Tensor, generation: Generation) -> Tensor:
         """Images with missing pixels drawn given the observed ones, (N, C, H, W)."""
-        components = self._posterior_draws(x, self.names[0], generation)
-        drawn = self._emit(components, generation)
         if self._is_partial(x, complete=False):
-            # Drawn without regard to what is observed, and moved by what that tells.
-            missing = torch.where(x.isnan(), x, drawn)
-            told = self._partial.means_given(x, components)
-            drawn = drawn + told - self._partial.means_given(missing, components)
-        return torch.where(x.isnan(), drawn, x)
+            return self._partial.draw(x, generation)
+        return torch.where(x.isnan(), self.variants(x, self.names[0], generation), x)
 
     def variants(self, x: Tensor, name: str, generation: Generation) -> Tensor:
         """Images drawn given what images show to the components of a layer.

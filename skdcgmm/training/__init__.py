@@ -14,6 +14,9 @@ from skdcgmm.training import ranks
 # Bytes of the largest block from which the C library still learns.
 _LARGE_BLOCK = 31 * 2**20
 
+# Of few images, as many as there is a step for.
+_IMAGES_A_STEP = 10
+
 HistoryRow = dict[str, float]
 Batches = Callable[[], Iterable[Batch]]
 
@@ -57,12 +60,23 @@ class Defaults(NamedTuple):
     n_steps : int
         Number of steps that a training is to take, and a stream is planned for.
     batch_size : int
+    n_few : int or None
+        Number of steps for few images; None is that for many.
     """
 
     objective: Callable[..., Objective]
     learning_rate: float
     n_steps: int
     batch_size: int
+    n_few: int | None = None
+
+    def steps_for(self, n_images: int) -> int:
+        """Number of steps that a training on so many images is to take.
+
+        More would only fit few images too closely.
+        """
+        few = self.n_steps if self.n_few is None else self.n_few
+        return min(self.n_steps, max(few, n_images // _IMAGES_A_STEP))
 
 
 class Standing(NamedTuple):

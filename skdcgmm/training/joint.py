@@ -154,6 +154,8 @@ class Joint:
 
 
 JOINT = Defaults(Joint, LEARNING_RATE, N_STEPS, BATCH_SIZE)
+# Details in units of their own bear larger steps, and need fewer.
+PYRAMID = Defaults(Joint, 2 * LEARNING_RATE, N_STEPS // 2, BATCH_SIZE, n_few=150)
 
 
 def log_prob(tree: Tree, batch: Batch, temperature: float = 1.0) -> Tensor:

@@ -5,17 +5,21 @@ A kind is one file: a module of raw parameters (`Pixels`), and the density at gi
 """
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 
 import numpy as np
 import torch
-from sklearn.cluster import kmeans_plusplus
+from sklearn.cluster import KMeans, kmeans_plusplus
+from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
 from skdcgmm.model.windows import Size, Windows
 
 # Share of the average window's chance to be picked that every window has.
 _PICK_FLOOR = 0.01
+# Steps of k-means from which components of plain features start.
+_N_MEANS_STEPS = 10
 
 
 class PixelDensity(ABC):
@@ -157,6 +161,23 @@ def choose_windows(
     # More components than windows, which weights of zero may leave, share them.
     turn = torch.arange(n_components, device=order.device) % order.shape[1]  # (K,)
     return order[:, turn]
+
+
+def few_centres(rows: Tensor, n_components: int, generator: torch.Generator) -> Tensor:
+    """Centres of plain features (N, D) to start components from, (1, K, D).
+
+    By k-means++ and a few steps of k-means. In many dimensions, a row is as far from others of its
+    kind as from all else, and components that start from single rows stay where they are.
+    """
+    values = rows.cpu().numpy()
+    seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
+    n_centres = min(n_components, len(np.unique(values, axis=0)))
+    means = KMeans(n_centres, n_init=1, max_iter=_N_MEANS_STEPS, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        centres = means.fit(values).cluster_centers_
+    chosen = centres[np.resize(np.arange(n_centres), n_components)]
+    return torch.from_numpy(chosen).to(rows)[None]
 
 
 def take_windows(windows: Tensor, chosen: Tensor) -> Tensor:

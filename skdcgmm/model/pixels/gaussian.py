@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from skdcgmm.model.pixels import PixelDensity, Pixels, choose_windows, n_inside, take_windows
+from skdcgmm.model.pixels import PixelDensity, Pixels, choose_windows, few_centres, n_inside, take_windows
 from skdcgmm.model.windows import Shape, Size, Windows, images_last
 
 LOG_2PI = math.log(2 * math.pi)
@@ -72,6 +72,8 @@ class GaussianDensity(PixelDensity):
         """Log density of each window by component; missing values, NaN, are left out."""
         dtype = x.dtype
         x = (x - self.shift).div_(self.scale)
+        if self.inside is not None:
+            x.mul_(self.inside)
         if self.in_double:
             x = x.double()
         kernel, stride, (rows, columns) = *self.windows[1:], self.windows.grid
@@ -289,16 +291,22 @@ class Gaussian(Pixels):
         """Start every mean as a window of `x`, a random one unless chosen, and some noise."""
         x = (x - self.shift) / self.scale
         windows = self.windows.unfold(x.nan_to_num(nan=0.0))  # (R, N, D)
-        windows = windows.reshape(len(self.means), -1, windows.shape[2])  # (P, M, D)
-        if chosen is None:
-            grid = self.windows.grid
-            chosen = choose_windows(windows, self.n_components, grid, self._window, generator)
+        n_each = self.windows.n_windows * len(x) // len(self.means)
+        windows = windows.reshape(len(self.means), n_each, windows.shape[2])  # (P, M, D)
+        plain = self.windows.size == (1, 1) == self._window
+        if plain and chosen is None:
+            picked = few_centres(windows[0], self.n_components, generator)  # (1, K, D)
+        else:
+            if chosen is None:
+                grid = self.windows.grid
+                chosen = choose_windows(windows, self.n_components, grid, self._window, generator)
+            picked = take_windows(windows, chosen)  # (P, K, D)
         noise = torch.randn(
             self.means.shape, generator=generator, dtype=x.dtype, device=generator.device
         ).to(x)
         # What does not vary tells components from each other neither now nor later.
         noise *= (windows != windows[:, :1]).any(1, keepdim=True)
-        self.means.copy_(take_windows(windows, chosen) + _START_NOISE * noise)
+        self.means.copy_(picked if plain else picked + _START_NOISE * noise)
         excess = torch.full_like(self.root_precisions, _START_EXCESS)
         self.set_variances(self.min_variance + excess)
 
@@ -331,8 +339,10 @@ class Gaussian(Pixels):
 
     def _by_value(self, units: Tensor, beyond: float = 0.0) -> Tensor:
         """Shift or scale of the values of each window, (P, 1, D), and what it is past a border."""
-        units = (units - beyond).expand(self.windows.input_shape)
-        by_window = self.windows.unfold(units[None]) + beyond  # (R, 1, D)
+        units = units.expand(self.windows.input_shape)
+        by_window = self.windows.unfold(units[None])  # (R, 1, D)
+        inside = self.windows.unfold(torch.ones_like(units)[None])
+        by_window = torch.where(inside > 0, by_window, beyond)
         return by_window if len(self.means) == len(by_window) else by_window[:1]
 
 

@@ -201,7 +201,7 @@ class Units(nn.Module):
         """
         by_channel = average(variance, count, (1, 2)).flatten()  # (C,)
         varies = by_channel > 0
-        overall = by_channel[varies].mean() if varies.any() else torch.ones_like(by_channel[0])
+        overall = by_channel[varies].mean() if varies.any() else by_channel.new_ones(())
         scale = torch.where(varies, by_channel, overall).sqrt()
         self.scale = scale.to(self.scale)[:, None, None]
         n_varying = int(varies.sum())
@@ -269,7 +269,7 @@ class Details(Gaussian):
             everywhere = average(variance, count, (1, 2))  # (D, 1, 1)
             variance = variance + _POOLED * (everywhere - variance)
         varies = (variance > 0) & (count > 0).any(2, keepdim=True).any(1, keepdim=True)
-        overall = variance[varies].mean() if varies.any() else torch.ones_like(variance[0, 0, 0])
+        overall = variance[varies].mean() if varies.any() else variance.new_ones(())
         variance = torch.where(varies, variance, overall)
         self.shift = mean.to(self.means).expand(self.shift.shape).clone()
         self.scale = (variance / INTERNAL_VARIANCE).sqrt().to(self.means).clone()

@@ -75,6 +75,11 @@ def deep(n_clusters, image_shape, seed, **parameters):
     )
 
 
+def clusters(n_clusters, image_shape, seed, **parameters):
+    """The default, whose floor is its own: clusters need not compare densities."""
+    return DCGMMEstimator(n_clusters, image_shape=image_shape, random_state=seed, **parameters)
+
+
 def flat(n_components, image_shape, seed, **parameters):
     return deep(None, image_shape, seed, layers=[ConvGMM(n_components)], **parameters)
 
@@ -165,7 +170,7 @@ OUTLIERS = {
     "PyOD AutoEncoder": lambda image_shape, seed: PyODAutoEncoder(seed),
 }
 CLUSTERING = {
-    "DCGMM": deep,
+    "DCGMM": clusters,
     **PUBLISHED,
     "GaussianMixture diag": diagonal,
     "KMeans": lambda k, image_shape, seed: KMeans(k, random_state=seed),

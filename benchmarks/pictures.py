@@ -1,4 +1,4 @@
-"""What the default stack draws and completes after one fit to MNIST.
+"""What a stack of tiles draws and completes after one fit to MNIST.
 
 python -m benchmarks.pictures --data-home FOLDER --output docs/_static/joint.png
 """
@@ -23,7 +23,7 @@ def main():
     parser.add_argument("--output", default="joint.png")
     options = parser.parse_args()
     data = load_images(options.data, data_home=options.data_home)
-    est = DCGMMEstimator(image_shape=data.image_shape, random_state=options.seed)
+    est = DCGMMEstimator(image_shape=data.image_shape, pixels="tiles", random_state=options.seed)
     est.fit(data.X_train)
     height, width = data.image_shape[:2]
     hidden = data.X_test[:N_IMAGES].reshape(-1, height, width).copy()

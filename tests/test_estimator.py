@@ -297,7 +297,7 @@ def merged(request, digits):
         ({"layers": [ConvGMM(5, 4), ConvGMM(12)]}, 12),
         ({"layers": [ConvGMM(12)]}, 12),
         ({"layers": "dcgmm-b", "objective": "layerwise"}, 49),
-        ({"layers": "auto"}, 100 // 15),
+        ({"layers": "auto"}, 60),
         # As many as clusters, where nothing is to be merged from more.
         ({"layers": "auto", "objective": "layerwise"}, 4),
         ({"layers": "auto", "image_shape": None}, 4),

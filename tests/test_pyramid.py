@@ -105,7 +105,9 @@ class Enumeration:
         seen = ~np.isnan(rows[0])
         return self.log_weights + np.stack(
             [
-                multivariate_normal(mean[seen], covariance[np.ix_(seen, seen)]).logpdf(rows[:, seen])
+                multivariate_normal(mean[seen], covariance[np.ix_(seen, seen)]).logpdf(
+                    rows[:, seen]
+                )
                 for mean, covariance in zip(self.means, self.covariances, strict=True)
             ],
             1,
@@ -229,7 +231,11 @@ def test_what_is_whole_looks_the_same_through_messages(layers, shape):
 
 @pytest.mark.parametrize(
     ("layers", "shape"),
-    [([ConvGMM(3)], (1, 2, 3)), ([ConvGMM(1, 2), ConvGMM(1)], (1, 4, 4)), ([ConvGMM(2)], (3, 2, 2))],
+    [
+        ([ConvGMM(3)], (1, 2, 3)),
+        ([ConvGMM(1, 2), ConvGMM(1)], (1, 4, 4)),
+        ([ConvGMM(2)], (3, 2, 2)),
+    ],
 )
 def test_marginals_means_and_draws_are_exact_where_nothing_is_approximated(layers, shape):
     x = images(shape)
@@ -321,7 +327,7 @@ def test_auto_takes_a_pyramid_for_whole_images_and_tiles_else(digits):
     X = digits[0][:300]
     make = {"image_shape": (8, 8), "max_epochs": 1, "random_state": 0}
     est = DCGMMEstimator(**make).fit(X)
-    assert "a pyramid" in est.summary()
+    assert "Pixels in a pyramid" in est.summary()
     missing = X.copy()
     missing[0, 0] = np.nan
     assert "pyramid" not in DCGMMEstimator(**make).fit(missing).summary()
@@ -345,9 +351,11 @@ def test_a_saved_pyramid_answers_alike(digits, tmp_path):
     other = DCGMMEstimator.load(tmp_path / "model")
     np.testing.assert_array_equal(other.score_samples(X), est.score_samples(X))
     np.testing.assert_array_equal(other.sample(3)[0], est.sample(3)[0])
-    assert set(est.means_) == {"convgmm1", "convgmm2", "convgmm2__details"}
+    assert set(est.means_) == {"convgmm1", "convgmm2"}
+    assert set(est.detail_means_) == set(est.detail_covariances_) == {"convgmm2"}
     before = est.score_samples(X)
     est.means_, est.covariances_ = est.means_, est.covariances_
+    est.detail_means_, est.detail_covariances_ = est.detail_means_, est.detail_covariances_
     np.testing.assert_allclose(est.score_samples(X), before, rtol=1e-3, atol=1e-2)
 
 
@@ -361,8 +369,9 @@ def test_tiles_of_a_pyramid_halve_to_one(side, tile):
 
 def test_covariances_are_at_least_reg_covar(digits):
     X = digits[0][:300]
-    est = DCGMMEstimator(5, image_shape=(8, 8), reg_covar=0.03, max_epochs=2, random_state=0).fit(X)
-    assert set(est.covariances_) == {"convgmm1", "convgmm2__details"}
-    for covariances in est.covariances_.values():
+    make = {"image_shape": (8, 8), "reg_covar": 0.03, "max_epochs": 2, "random_state": 0}
+    assert "pyramid" not in DCGMMEstimator(5, **make).fit(X).summary()
+    est = DCGMMEstimator(5, pixels="pyramid", **make).fit(X)
+    for covariances in [*est.covariances_.values(), *est.detail_covariances_.values()]:
         assert covariances.min() >= 0.03 * (1 - 1e-4)
     oracle.assert_close(est.score(X), est.score_samples(X).mean(), 64, 1e-5)

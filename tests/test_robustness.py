@@ -86,7 +86,9 @@ def test_an_image_beyond_all_has_the_lowest_score(name):
     est = fit(clone(ESTIMATORS[name]).set_params(score_layer=0), NOISE)
     scores = est.score_samples(FAR)
     assert scores[1] == -np.inf
-    np.testing.assert_allclose(np.delete(scores, 1), est.score_samples(NOISE[[0, 2, 3]]), rtol=1e-5)
+    # Standard deviations of a detector's terms may add up to nearly zero.
+    expected = est.score_samples(NOISE[[0, 2, 3]])
+    np.testing.assert_allclose(np.delete(scores, 1), expected, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("method", ["surprise", "typicality", "density", "layer"])

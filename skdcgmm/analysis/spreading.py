@@ -108,9 +108,9 @@ def neighbours(images: Images, like: Tensor) -> IntArray:
         x = images.tensor(slice(None), like)
         x = torch.where(x.isnan(), x.nanmean(0), x).nan_to_num()
         still = _comparable(_blurred(_blurred(x)))  # (N, D)
-        return np.concatenate([
-            _nearest(still, start, n_neighbours) for start in range(0, len(x), _BLOCK)
-        ])
+        return np.concatenate(
+            [_nearest(still, start, n_neighbours) for start in range(0, len(x), _BLOCK)]
+        )
 
 
 def _nearest(rows: Tensor, start: int, n_neighbours: int) -> IntArray:

@@ -19,6 +19,7 @@ from skdcgmm.data import FloatArray
 from skdcgmm.estimators import checks, planning
 from skdcgmm.model import computing
 from skdcgmm.model.pixels import Pixels
+from skdcgmm.model.pixels.gaussian import INTERNAL_VARIANCE
 from skdcgmm.model.pixels.pyramid import Details
 from skdcgmm.model.specs import Layer, NamedSpecs, is_named, name_layers
 from skdcgmm.model.stack import BaseStack, Tables
@@ -26,10 +27,6 @@ from skdcgmm.model.tree import n_active
 from skdcgmm.model.windows import Size
 
 Arrays = dict[str, FloatArray]
-
-
-# What the details of an upper layer are called after.
-_DETAILS = "__details"
 
 
 def _to_user(values: Tensor, layer: Layer, n_channels: int) -> FloatArray:
@@ -139,6 +136,8 @@ class NamedLayers(BaseEstimator):
     means_ = _by_layer("means", "Means.")
     covariances_ = _by_layer("covariances", "Variances.")
     precisions_ = _by_layer("precisions", "Inverse variances.")
+    detail_means_ = _by_layer("detail_means", "Means of the details of upper layers.")
+    detail_covariances_ = _by_layer("detail_covariances", "Variances of these details.")
 
     @property
     def n_parameters_(self) -> int:
@@ -161,23 +160,25 @@ class NamedLayers(BaseEstimator):
                     layer: (w[0, 0] if w.shape[:2] == (1, 1) else w).cpu().numpy()
                     for layer, w in by_place.items()
                 }
-            arrays = {key: emission.arrays() for key, emission in self._emissions().items()}
+            arrays = {key: module.arrays() for key, module in self._emissions(name).items()}
+        kind = name.removeprefix("detail_")
         return {
-            key: _to_user(of_layer[name], *self._order(key))
-            for key, of_layer in arrays.items()
-            if name in of_layer
+            layer: _to_user(of_layer[kind], *self._order(layer, name))
+            for layer, of_layer in arrays.items()
+            if kind in of_layer
         }
 
-    def _emissions(self) -> dict[str, Pixels | Tables]:
-        """What components emit, by the name of the layer; details of upper layers besides."""
+    def _emissions(self, name: str) -> Mapping[str, Pixels | Tables]:
+        """What has a parameter of that name, by layer."""
         stack = self._stack
-        emissions: dict[str, Pixels | Tables] = {n: stack.emission(n) for n in stack.names}
-        return emissions | {n + _DETAILS: module for n, module in stack.gaussians.items()}
+        if name.startswith("detail_"):
+            return stack.gaussians
+        return {layer: stack.emission(layer) for layer in stack.names}
 
-    def _order(self, key: str) -> tuple[Layer, int]:
-        """The layer of an emission, and the channels in its values; details are in no order."""
-        layer = self._stack.mixtures[key.removesuffix(_DETAILS)]
-        ordered = not isinstance(self._emissions()[key], Details)
+    def _order(self, key: str, name: str) -> tuple[Layer, int]:
+        """A layer, and the channels in the values of a parameter; details are in one order only."""
+        layer = self._stack.mixtures[key]
+        ordered = not isinstance(self._emissions(name)[key], Details)
         return layer, layer.windows.input_shape[0] if ordered else 1
 
     @torch.no_grad()
@@ -196,8 +197,9 @@ class NamedLayers(BaseEstimator):
                 if name == "weights":
                     stack.set_weights(key, tensor.movedim(-1, 0))
                 else:
-                    kind = "means" if name == "means" else "covariances"
-                    self._emissions()[key].assign(kind, _from_user(tensor, *self._order(key)))
+                    kind = "means" if name.endswith("means") else "covariances"
+                    values_of_layer = _from_user(tensor, *self._order(key, name))
+                    self._emissions(name)[key].assign(kind, values_of_layer)
 
     def _check_values(
         self, name: str, key: str, value: ArrayLike, present: Arrays
@@ -222,7 +224,7 @@ class NamedLayers(BaseEstimator):
                 array = 1 / array
         if not np.isfinite(array).all():
             raise ValueError(f"{parameter} must be finite; got nan or inf.")
-        emission = None if name == "weights" else self._emissions()[key]
+        emission = None if name == "weights" else self._emissions(name)[key]
         if name == "weights" or (name == "means" and isinstance(emission, Tables)):
             n_below = stack.mixtures[key].windows.input_shape[0]
             cells = array.reshape(-1, n_below) if name == "means" else array
@@ -231,7 +233,7 @@ class NamedLayers(BaseEstimator):
                     f"{parameter} must be non-negative and sum to 1 over components; got sums "
                     f"from {cells.sum(-1).min()} and values from {array.min()}."
                 )
-        elif name != "means" and array.min() <= 0:
+        elif not name.endswith("means") and array.min(initial=1) <= 0:
             raise ValueError(f"{parameter} must be positive; got {array.min()}.")
         return array
 
@@ -302,7 +304,6 @@ def _table(stack: BaseStack, title: str, notes: list[str], *, fitted: bool) -> s
 
 def _kind(stack: BaseStack) -> str:
     kind = "one density" if stack.is_density else "layer-wise stack"
-    kind += "" if stack.pyramid is None else ", a pyramid,"
     channels, height, width = stack.image_shape
     if (height, width) == (1, 1):
         return f"{kind} of rows of {channels} features"
@@ -341,6 +342,12 @@ def _notes(estimator: Any) -> list[str]:
     """Lines on a fitted estimator, below the table of its layers."""
     stack, last = estimator._stack, estimator.history_[-1]
     lines = [f"{stack.n_parameters:,} parameters."]
+    if stack.pyramid is not None:
+        least = stack.pixels.least_variance / INTERNAL_VARIANCE
+        lines.append(
+            "Pixels in a pyramid: means of windows go up, every layer emits details, whose variances "
+            f"are at least {least:.2g} of what they are over all images. Or set pixels to tiles."
+        )
     if estimator.n_clusters not in (None, stack.top.n_components):
         lines.append(
             f"{estimator.n_clusters} clusters, merged from {stack.top.n_components} components."

@@ -98,7 +98,7 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
 
     # No parameters of all; without types, or the dataclass would take them for such.
     n_clusters = cast("int | None", None)
-    _auto_pixels = cast("str", "tiles")
+    _auto_pixels: ClassVar[str] = "tiles"
     _score_methods = cast("tuple[str, ...]", SCORE_METHODS)
     # Attributes that `_finish` and `_set_labels` set.
     _LEARNT_FROM_STACK: ClassVar[tuple[str, ...]] = ()

@@ -43,6 +43,8 @@ checkpoint, checkpoint_minutes
         Probability of each class under each top component.
     weights_, means_, covariances_, precisions_, n_parameters_, image_shape_
         As of `DCGMMEstimator`.
+    detail_means_, detail_covariances_
+        As of `DCGMMEstimator`.
     history_, n_iter_, converged_, n_features_in_, feature_names_in_
         As of `DCGMMEstimator`; `loss` is the objective below.
 

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import torch
@@ -65,8 +65,8 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
         other. "pyramid": the mean of each window, in each colour, is what the layer above sees of
         it, and components of every layer emit the details of their windows, in an orthonormal
         basis, each in units of its own; so light and colour are drawn from coarse to fine. "auto":
-        a pyramid if `layers="auto"` chooses several layers and no pixel is missing; else tiles.
-        Both are exact densities. Missing pixels are exact with tiles; a pyramid can be asked about
+        a pyramid if `layers="auto"` chooses several layers, no pixel is missing, and `reg_covar`
+        is None; else tiles. Both are exact densities. Missing pixels are exact with tiles; a pyramid can be asked about
         them, but approximates, takes seconds, and cannot be fitted to them.
     objective : {"joint", "layerwise"}, default="joint"
         What training maximises. "joint": the log density of the images under the whole stack;
@@ -137,6 +137,10 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
     covariances_, precisions_ : dict of str to ndarray of shape (..., K, D) or (..., K)
         Variances and their inverses, of layers that hold Gaussians; without the last axis if
         spherical.
+    detail_means_, detail_covariances_ : dict of str to ndarray of shape (..., K, D)
+        Means and variances of the details that the upper layers of a pyramid emit, in units of X.
+        The values, as of `means_` of its first layer, are coefficients of cosines in the order
+        (colour, row, column), the first colour being grey; only the top's begin with the mean.
     children_ : ndarray of shape (K - 1, 2)
         The tree by which the K top components are merged, as of
         `AgglomerativeClustering`: numbers below K are components, K + i is
@@ -189,7 +193,7 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
     """
 
     _LEARNT_FROM_STACK = ("labels_", "children_", "distances_")
-    _auto_pixels = "pyramid"
+    _auto_pixels: ClassVar[str] = "pyramid"
 
     n_clusters: int | None = field(default=None, kw_only=False)
     transform_layers: int | str | Sequence[int | str] | None = None

@@ -80,6 +80,8 @@ class DCGMMOutlierDetector(NamedLayers, OutlierMixin, BaseDCGMM):
         Score below which an image is an outlier, in the units of the score.
     weights_, means_, covariances_, precisions_, n_parameters_, image_shape_
         As of `DCGMMEstimator`.
+    detail_means_, detail_covariances_
+        As of `DCGMMEstimator`.
     history_, n_iter_, converged_, n_features_in_, feature_names_in_
         As of `DCGMMEstimator`.
 

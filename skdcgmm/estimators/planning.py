@@ -59,7 +59,7 @@ def _takes_pyramid(estimator: Any, *, complete: bool) -> bool:
     joint = estimator.objective == "joint"
     if estimator.pixels == "auto":
         chosen = is_auto(estimator) and estimator._auto_pixels == "pyramid"
-        return joint and complete and bool(chosen)
+        return joint and complete and bool(chosen) and estimator.reg_covar is None
     if estimator.pixels == "pyramid":
         if not joint:
             raise ValueError(
@@ -158,8 +158,9 @@ def start(stack: BaseStack, data: Data, reg_covar: float | None, rng: RandomStat
         if data.shape[1:] == (1, 1):
             n_starts = max(n_starts, min(_N_ROWS, sample_size(data.shape)))
         n_units = n_starts if stack.pyramid is None else max(n_starts, sample_size(data.shape) // 5)
+        generator = make_generator(rng)  # first, so that it does not depend on how many are drawn
         some = data.sample(n_units, rng, weighted=True)
         x = replace(some, rows=ranks.together(some.rows)).tensor(slice(None), stack.like)
         stack.set_units(count, mean, variance, x, reg_covar)
-        stack.start(x[:n_starts], make_generator(rng))
+        stack.start(x[:n_starts], generator)
     ranks.start_alike(stack)

@@ -13,7 +13,7 @@ T. Minka: Expectation Propagation for Approximate Bayesian Inference. UAI 2001.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -77,14 +77,13 @@ class Emission(NamedTuple):
     @classmethod
     def of(cls, density: GaussianDensity, bases: tuple[Tensor, Tensor], n_colours: int) -> Emission:
         """Emission by the Gaussians of details."""
-        n_windows = density.windows.n_windows
         scale = density.scale.double().expand(density.windows.input_shape).flatten(1).T[:, None]
-        means = (density.means.double() * scale).unflatten(2, (n_colours, -1))  # (R, K, C, n)
+        means = _by_colour(density.means.double() * scale, n_colours)
         roots = density.root_precisions.double()
-        variances = (scale / roots).square().unflatten(2, (n_colours, -1))  # (R, K, C, n)
-        assert len(means) == n_windows
-        by_colour = (part.transpose(1, 2)[:, :, None] for part in (means, variances))
-        return cls(*by_colour, *(basis.to(means) for basis in bases))
+        variances = _by_colour((scale / roots).square(), n_colours)
+        n_each = density.windows.n_windows // len(means)  # where positions share Gaussians
+        means, variances = (part.repeat(n_each, 1, 1, 1, 1) for part in (means, variances))
+        return cls(means, variances, *(basis.to(means) for basis in bases))
 
     def choose(self, components: Tensor) -> Emission:
         """Emission by one component (N, rows, columns) of each window of each image."""
@@ -95,6 +94,12 @@ class Emission(NamedTuple):
             for part in (self.means, self.variances)
         )
         return self._replace(means=means, variances=variances)
+
+
+def _by_colour(values: Tensor, n_colours: int) -> Tensor:
+    """Values (P, K, D) of details by colour, (P, C, 1, K, n)."""
+    by_colour = values.reshape(*values.shape[:2], n_colours, -1)  # (P, K, C, n)
+    return by_colour.transpose(1, 2)[:, :, None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +168,8 @@ class PartialTree:
     def _draw(self, colours: Tensor, missing: Tensor, generation: Generation) -> Tensor:
         """Colours (N, C, H, W) about the mean image."""
         generator = generation.generator
-        known, told = [_seen(colours, missing)], []  # of cells, and of components by window
+        known = [_seen(colours, missing)]  # of cells
+        told: list[Message] = []  # of the means of windows
         for level, emission in enumerate(self.emissions):
             if level > 0:
                 known.append(_mix(told[-1], self.mixtures[level - 1]))
@@ -208,7 +214,7 @@ class PartialTree:
 
     def _parts(self, x: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Images of which the same pixels are missing: colours, what is missing, and indices."""
-        masks, part = x.isnan().any(1).unique(dim=0, return_inverse=True)
+        masks, part = torch.unique(x.isnan().any(1), dim=0, return_inverse=True)
         colours = self.basis.turn(x.nan_to_num(nan=0.0)).double() - self.centre
         parts = []
         for number, missing in enumerate(masks):
@@ -310,7 +316,11 @@ def _up(message: Message, emission: Emission, *, top: bool) -> Message:
     of_cells = _windows(message.log_mass[:, :, None], emission).sum(-1)  # (R, 1, N, K)
     log_mass = (log_prob.sum(1, keepdim=True) + of_cells)[:, 0]  # (R, N, K)
     grid = len(emission.rows), len(emission.columns)
-    return Message(log_mass.unflatten(0, grid), mean.unflatten(0, grid), variance.unflatten(0, grid))
+    return Message(
+        log_mass.reshape(*grid, *log_mass.shape[1:]),
+        mean.reshape(*grid, *mean.shape[1:]),
+        variance.reshape(*grid, *variance.shape[1:]),
+    )
 
 
 def _down(
@@ -323,9 +333,11 @@ def _down(
     seen = _Seen.of(cells, emission, top=means is None)
 
     def noise(variance: Tensor) -> Tensor:
-        generator, like = generation.generator, emission.means
-        drawn = torch.randn(like.shape[:4] + variance.shape[-1:], generator=generator,
-                            dtype=like.dtype, device=like.device)
+        like = emission.means
+        drawn = torch.randn(
+            (*like.shape[:4], variance.shape[-1]),
+            generator=generation.generator, dtype=like.dtype, device=like.device,
+        )  # fmt: skip
         return (generation.temperature * variance).sqrt() * drawn
 
     coefficients = emission.means + noise(emission.variances)  # (R, C, N, 1, n)
@@ -336,8 +348,9 @@ def _down(
     told = torch.cholesky_solve(surprise[..., None], seen.factor.expand(*surprise.shape, -1))
     values = values + (seen.covariance @ told)[..., 0]
     (n_rows, height), (n_columns, width) = emission.rows.shape[:2], emission.columns.shape[:2]
-    by_window = values[..., 0, :].unflatten(3, (height, width)).unflatten(0, (n_rows, n_columns))
-    laid = by_window.permute(0, 4, 1, 5, 2, 3).flatten(2, 3).flatten(0, 1)  # (H, W, C, N)
+    shape = (n_rows, n_columns, *values.shape[1:3], height, width)
+    by_window = values[..., 0, :].reshape(shape)  # (rows, columns, C, N, h, w)
+    laid: Tensor = by_window.permute(0, 4, 1, 5, 2, 3).flatten(2, 3).flatten(0, 1)  # (H, W, C, N)
     return laid[: cells.mean.shape[0], : cells.mean.shape[1]]
 
 

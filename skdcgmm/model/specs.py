@@ -302,11 +302,12 @@ def auto(
     many as clusters are asked for, or some for each class; a flat mixture just as many as clusters.
     """
     size: Size = image_shape[1:]
-    most = max(1, n_samples // 15, min(n_samples, 60))
+    plain = size == (1, 1)
+    most = max(1, n_samples // 15, 0 if plain else min(n_samples, 60))
     least = min(n_samples, max(n_clusters or 1, _A_CLASS * (n_classes or 0)))
     tile = (min(4, size[0]), min(4, size[1]))
     if tile == size:
-        n_flat = n_clusters or max(least, min(8 if size == (1, 1) else 100, most))
+        n_flat = n_clusters or max(least, min(8 if plain else 100, most))
         return name_layers([ConvGMM(n_flat)])
     if pyramid:
         tile = (_even_tile(size[0]), _even_tile(size[1]))

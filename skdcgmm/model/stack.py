@@ -160,7 +160,8 @@ class BaseStack(nn.Module, ABC):
         """
         layers = lay_out(packed["layers"], packed["image_shape"], tiling=cls.tiling)
         with torch.device("meta"):  # no memory yet, whatever sizes the layers claim
-            stack = cls(layers, packed["n_classes"], pyramid=packed["pyramid"])
+            made: Any = cls
+            stack: Self = made(layers, packed["n_classes"], pyramid=packed["pyramid"])
         arrays = {name: torch.from_numpy(array.copy()) for name, array in packed["arrays"].items()}
         dtypes = {array.dtype for array in arrays.values()}
         if dtypes not in ({torch.float32}, {torch.float64}):
@@ -287,14 +288,14 @@ class Stack(BaseStack):
         self, count: Tensor, mean: Tensor, variance: Tensor, x: Tensor, reg_covar: float | None
     ) -> None:
         """Bring images to the units of the layers, and bound the variances."""
-        if self.units is None:
+        if self.units is None or self.pyramid is None:
             super().set_units(count, mean, variance, x, reg_covar)
             return
         self.units.set_units(count, variance)
         basis = self.units()
         means = basis.split(mean[None].to(x))
         squares = [torch.zeros_like(part, dtype=torch.float64) for part in means]
-        for some in x.split(_SPLIT):
+        for some in torch.split(x, _SPLIT):
             for total, part, average in zip(squares, basis.split(some), means, strict=True):
                 total += (part - average).double().square().sum(0)
         variances = [total[0] / len(x) for total in squares]  # each (D, rows, columns)

@@ -103,6 +103,8 @@ class Windows(NamedTuple):
             Pixels under no window, which only strides beyond the kernel leave, are 0.
         """
         (height, width), (bottom, right) = self.size, self.overhang
+        if self.input_shape[0] == 0:
+            return patches.new_zeros(patches.shape[1], *self.input_shape)
         fold = partial(
             functional.fold, output_size=(height + bottom, width + right),
             kernel_size=self.kernel, stride=self.stride,

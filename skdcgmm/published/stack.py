@@ -14,7 +14,8 @@ from skdcgmm.model.pixels import PixelDensity
 from skdcgmm.model.pixels.gaussian import Gaussian
 from skdcgmm.model.specs import Layer, check_choice
 from skdcgmm.model.stack import MIN_WEIGHT, BaseStack
-from skdcgmm.model.tree import Climb, Generation, Mixtures, Tree
+from skdcgmm.model.tables import Generation
+from skdcgmm.model.tree import Climb, Mixtures, Tree
 from skdcgmm.model.windows import Windows
 
 # Published start: means within +-0.1, root precisions at sqrt(20), which is also their cap on
@@ -232,7 +233,7 @@ class Clipped(Gaussian):
         return self.roots if torch.is_grad_enabled() else self.roots.detach()
 
     @torch.no_grad()
-    def start(self, x: Tensor, generator: torch.Generator) -> None:
+    def start(self, x: Tensor, generator: torch.Generator, chosen: Tensor | None = None) -> None:
         """Draw small means, whatever the inputs; the published start."""
         start = torch.rand(
             self.means.shape, generator=generator, dtype=self.means.dtype, device=generator.device

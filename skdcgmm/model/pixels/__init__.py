@@ -169,9 +169,9 @@ def few_centres(rows: Tensor, n_components: int, generator: torch.Generator) -> 
     By k-means++ and a few steps of k-means. In many dimensions, a row is as far from others of its
     kind as from all else, and components that start from single rows stay where they are.
     """
-    values = rows.cpu().numpy()
+    values = np.unique(rows.cpu().numpy(), axis=0)  # so that rows given twice weigh no more
     seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
-    n_centres = min(n_components, len(np.unique(values, axis=0)))
+    n_centres = min(n_components, len(values))
     means = KMeans(n_centres, n_init=1, max_iter=_N_MEANS_STEPS, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)

@@ -16,7 +16,14 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from skdcgmm.model.pixels import PixelDensity, Pixels, choose_windows, few_centres, n_inside, take_windows
+from skdcgmm.model.pixels import (
+    PixelDensity,
+    Pixels,
+    choose_windows,
+    few_centres,
+    n_inside,
+    take_windows,
+)
 from skdcgmm.model.windows import Shape, Size, Windows, images_last
 
 LOG_2PI = math.log(2 * math.pi)
@@ -179,8 +186,6 @@ class Gaussian(Pixels):
 
     # Whether what does not vary at a pixel is left out where pixels have Gaussians of their own.
     by_pixel = True
-    # Which values there are, where some are not.
-    inside: Tensor | None = None
     # The expanded square loses about precision * value^2 * 6e-8 in float32. Where variances may be
     # smaller than this, scores are computed in double.
     float32_variance = 0.01
@@ -217,6 +222,10 @@ class Gaussian(Pixels):
     def _n_floors(self) -> int:
         return 1
 
+    def _inside(self) -> Tensor | None:
+        """Which values there are, (C, H, W), where some are not."""
+        return None
+
     @property
     def _window(self) -> Size:
         """Height and width of what a window shows."""
@@ -233,7 +242,7 @@ class Gaussian(Pixels):
         means = self.means if torch.is_grad_enabled() else self.means.detach()
         in_double = means.dtype == torch.float32 and self.least_variance < self.float32_variance
         return GaussianDensity(
-            means, self.root_precisions, self.windows, self.shift, self.scale, self.inside,
+            means, self.root_precisions, self.windows, self.shift, self.scale, self._inside(),
             in_double,
         )  # fmt: skip
 
@@ -360,7 +369,7 @@ class _NaturalParameters(torch.autograd.Function):
         linear = torch.addcmul(zero, quadratic, means, value=-2)  # (P, K, D)
         constant = linear * means  # (P, K, D)
         if summed:
-            n_each = means.shape[2] // roots.shape[2]
+            n_each = means.shape[2] // max(1, roots.shape[2])
             constant = constant.sum(2, keepdim=True)  # (P, K, 1)
             logs = n_each * _sum_of_logs(roots)  # (P, K, 1)
             constant.add_(means.shape[2] * LOG_2PI)

@@ -22,10 +22,10 @@ from skdcgmm.model.windows import Shape, Size, Windows, grid_size
 # rare strokes at a border, where hardly anything varies, would else be far beyond all Gaussians.
 _POOLED = 0.5
 # Default floor of the variances, relative to the variance of a detail: what it is of the square of
-# the share that the finest details have in the variance of images, its bounds there, and its factor
-# from a layer to the next. Strokes are all details, which hardly predict each other: the floor is
-# high. Where light and surfaces vary, it is low.
-_FLOOR, _FLOOR_BOUNDS, _FLOOR_RISE = 0.5, (0.01, 1.0), 2.0
+# the share that the finest details have in the variance of images, and the least. From a layer to
+# the next it rises by one plus that share. Strokes are all details, which hardly predict each
+# other: the floor is high. Where light and surfaces vary, it is low.
+_FLOOR, _LEAST_FLOOR = 0.5, 0.01
 
 
 class Pyramid(NamedTuple):
@@ -72,8 +72,8 @@ class Pyramid(NamedTuple):
             n_rows, height = rows.shape[:2]
             n_columns, width = columns.shape[:2]
             past = (0, n_columns * width - x.shape[3], 0, n_rows * height - x.shape[2])
-            windows = functional.pad(x, past).unflatten(3, (n_columns, width))
-            windows = windows.unflatten(2, (n_rows, height))  # (N, C, R, h, S, w)
+            shape = (*x.shape[:2], n_rows, height, n_columns, width)
+            windows = functional.pad(x, past).reshape(shape)  # (N, C, R, h, S, w)
             coefficients = torch.einsum("rpi,ncrisj,sqj->ncpqrs", rows, windows, columns)
             coefficients = coefficients.flatten(2, 3)  # (N, C, h * w, R, S)
             if level < self.n_levels - 1:
@@ -86,11 +86,13 @@ class Pyramid(NamedTuple):
         x = parts[-1].new_zeros(0)
         for level in reversed(range(self.n_levels)):
             rows, columns = (basis.to(parts[-1]) for basis in self.bases(level))
-            coefficients = parts[level].unflatten(1, (self.image_shape[0], -1))
+            n_colours, (_, *grid) = self.image_shape[0], self.shape(level)
+            coefficients = parts[level].reshape(len(parts[level]), n_colours, -1, *grid)
             if level < self.n_levels - 1:
                 coefficients = torch.cat([x[:, :, None], coefficients], 2)  # (N, C, h * w, R, S)
             height, width = self.kernels[level]
-            coefficients = coefficients.unflatten(2, (height, width))
+            shape = (len(coefficients), n_colours, height, width, *grid)
+            coefficients = coefficients.reshape(shape)
             windows = torch.einsum("rpi,ncpqrs,sqj->ncrisj", rows, coefficients, columns)
             below = self.image_shape if level == 0 else self.shape(level - 1)
             x = windows.flatten(4, 5).flatten(2, 3)[:, :, : below[1], : below[2]]
@@ -114,7 +116,7 @@ def _axis_bases(size: int, kernels: tuple[int, ...]) -> tuple[Tensor, ...]:
     """
     areas, bases = torch.ones(size, dtype=torch.float64, device="cpu"), []
     for kernel in kernels:
-        parts = areas.split(kernel)
+        parts = torch.split(areas, kernel)
         basis = areas.new_zeros(len(parts), kernel, kernel)
         for i, area in enumerate(parts):
             basis[i, : len(area), : len(area)] = _cosines(area.sqrt()).T
@@ -128,7 +130,8 @@ def _cosines(first: Tensor) -> Tensor:
     cells = torch.arange(len(first), dtype=first.dtype, device=first.device)
     waves = first[:, None] * torch.cos(math.pi * (cells[:, None] + 0.5) * cells / len(first))
     basis = torch.linalg.qr(waves).Q
-    return basis * (basis * waves).sum(0).sign()
+    signs: Tensor = (basis * waves).sum(0).sign()
+    return basis * signs
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +153,8 @@ class Basis:
 
     def turn(self, x: Tensor) -> Tensor:
         """Colours (N, C, H, W) of images, in units of their channels."""
-        return torch.einsum("dc,nchw->ndhw", self.colours, x / self.scale)
+        turned: Tensor = torch.einsum("dc,nchw->ndhw", self.colours, x / self.scale)
+        return turned
 
     def split(self, x: Tensor) -> list[Tensor]:
         """Details of the windows of each layer, (N, D, rows, columns), of images (N, C, H, W)."""
@@ -162,7 +166,7 @@ class Basis:
 
     def turn_back(self, colours: Tensor) -> Tensor:
         """Images (N, C, H, W) of given colours; the inverse of `turn`."""
-        turned = torch.einsum("dc,ndhw->nchw", self.colours.to(colours), colours)
+        turned: Tensor = torch.einsum("dc,ndhw->nchw", self.colours.to(colours), colours)
         return turned * self.scale
 
     def log_volume(self, level: int) -> Tensor:
@@ -244,8 +248,7 @@ class Details(Gaussian):
         """Set the floor of the variances relative to those of the details."""
         self.set_min_variance(torch.full_like(self.min_variance, share * INTERNAL_VARIANCE))
 
-    @property
-    def inside(self) -> Tensor | None:
+    def _inside(self) -> Tensor | None:
         """Which details there are, (D, rows, columns); None if all are."""
         inside = _inside(self.pyramid, self.level)
         return None if inside.all() else inside.to(self.means)
@@ -295,8 +298,8 @@ def floors(variances: Sequence[Tensor]) -> list[float]:
     """
     totals = [float(variance.sum()) for variance in variances]
     share = totals[0] / sum(totals) if sum(totals) > 0 else 1.0
-    lowest = min(max(_FLOOR * share**2, _FLOOR_BOUNDS[0]), _FLOOR_BOUNDS[1])
-    return [lowest * _FLOOR_RISE**level for level in range(len(totals))]
+    lowest = max(_FLOOR * share**2, _LEAST_FLOOR)
+    return [lowest * (1 + share) ** level for level in range(len(totals))]
 
 
 @lru_cache

@@ -1,0 +1,63 @@
+"""What the default stack draws of photographs, beside as many real ones.
+
+python -m benchmarks.photographs --data-home FOLDER --output docs/_static/photographs.png
+
+FOLDER holds gtsrb.npz (traffic signs, colour) or att_faces.npz (faces, which are made 64 x 64).
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from scipy.ndimage import zoom
+from sklearn.decomposition import PCA
+
+from benchmarks.features import precision_recall
+from skdcgmm import DCGMMEstimator
+from skdcgmm.plotting import plot_images
+
+N_SHOWN, N_FEATURES = 40, 50
+
+
+def signs(folder):
+    with np.load(folder / "gtsrb.npz") as arrays:
+        return arrays["X_train"]
+
+
+def faces(folder):
+    with np.load(folder / "att_faces.npz") as arrays:
+        X = arrays["X"].astype(np.float32)
+    small = zoom(X, (1, 64 / X.shape[1], 64 / X.shape[2]), order=1)
+    return small.clip(0, 255).astype(np.uint8)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data-home", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", default="photographs.png")
+    options = parser.parse_args()
+    figure = Figure(figsize=(10, 8), layout="constrained")
+    axes = iter(figure.subplots(4, 1).flat)
+    for name, read in (("traffic signs (GTSRB)", signs), ("faces (AT&T)", faces)):
+        X = read(options.data_home)
+        start = time.perf_counter()
+        est = DCGMMEstimator(image_shape=X.shape[1:], random_state=options.seed).fit(X)
+        fit_s = time.perf_counter() - start
+        drawn = est.sample(min(len(X), 5000))[0].reshape(-1, *X.shape[1:]).clip(0, 255)
+        pca = PCA(N_FEATURES, random_state=0).fit(X.reshape(len(X), -1))
+        features = [pca.transform(rows.reshape(len(rows), -1)) for rows in (drawn, X)]
+        precision, recall = precision_recall(*features)
+        print(f"{name}: precision {precision:.2f}, recall {recall:.2f}, fit {fit_s:.0f} s")
+        real = X[np.random.RandomState(0).choice(len(X), N_SHOWN, replace=False)]
+        for title, images in (("images", real), ("drawn, temperature 1", drawn[:N_SHOWN])):
+            ax = next(axes)
+            plot_images(images / 255, image_shape=X.shape[1:], n_columns=20, ax=ax, vmin=0, vmax=1)
+            ax.set_title(f"{name}: {title}")
+    figure.savefig(options.output, dpi=100)
+
+
+if __name__ == "__main__":
+    main()

@@ -13,7 +13,8 @@ from skdcgmm.datasets import load_images
 from skdcgmm.plotting import InpaintingDisplay
 
 data = load_images("digits")
-est = DCGMMEstimator(image_shape=data.image_shape, random_state=0).fit(data.X_train)
+est = DCGMMEstimator(image_shape=data.image_shape, pixels="tiles", random_state=0)
+est.fit(data.X_train)
 
 height, width = data.image_shape
 mask = np.zeros((6, height, width), dtype=bool)

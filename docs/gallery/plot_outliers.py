@@ -76,7 +76,8 @@ SamplesDisplay(data.X_test[order[:30]], image_shape=data.image_shape, n_columns=
 # Where is an image unlikely? Its log density, less that without a part, is the log density of that
 # part given the rest. In each of these images, two by two pixels are inverted; below, the log
 # densities of all such parts, dark where they are unlikely.
-est = DCGMMEstimator(image_shape=data.image_shape, max_epochs=40, random_state=0)
+make = {"image_shape": data.image_shape, "pixels": "tiles", "max_epochs": 40, "random_state": 0}
+est = DCGMMEstimator(**make)
 est.fit(data.X_train)
 images = data.X_test[:10].reshape(-1, 4, 2, 4, 2).copy()
 rng = np.random.default_rng(0)

@@ -345,8 +345,8 @@ def _notes(estimator: Any) -> list[str]:
     if stack.pyramid is not None:
         least = stack.pixels.least_variance / INTERNAL_VARIANCE
         lines.append(
-            "Pixels in a pyramid: means of windows go up, every layer emits details, whose variances "
-            f"are at least {least:.2g} of what they are over all images. Or set pixels to tiles."
+            "Pixels in a pyramid: means of windows go up, every layer emits details, with "
+            f"variances of at least {least:.2g} of those over all images. Or set pixels to tiles."
         )
     if estimator.n_clusters not in (None, stack.top.n_components):
         lines.append(

@@ -66,8 +66,9 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
         it, and components of every layer emit the details of their windows, in an orthonormal
         basis, each in units of its own; so light and colour are drawn from coarse to fine. "auto":
         a pyramid if `layers="auto"` chooses several layers, no pixel is missing, and `reg_covar`
-        is None; else tiles. Both are exact densities. Missing pixels are exact with tiles; a pyramid can be asked about
-        them, but approximates, takes seconds, and cannot be fitted to them.
+        is None; else tiles. Both are exact densities. Missing pixels are exact with tiles; a
+        pyramid can be asked about them, but approximates, takes seconds, and cannot be fitted to
+        them.
     objective : {"joint", "layerwise"}, default="joint"
         What training maximises. "joint": the log density of the images under the whole stack;
         windows must tile. "layerwise": each layer's own annealed max-component likelihood, as

@@ -129,9 +129,8 @@ def _cosines(first: Tensor) -> Tensor:
     """Orthonormal basis whose columns are a positive vector (n,), scaled, and cosines along it."""
     cells = torch.arange(len(first), dtype=first.dtype, device=first.device)
     waves = first[:, None] * torch.cos(math.pi * (cells[:, None] + 0.5) * cells / len(first))
-    basis = torch.linalg.qr(waves).Q
-    signs: Tensor = (basis * waves).sum(0).sign()
-    return basis * signs
+    basis: Tensor = torch.linalg.qr(waves).Q
+    return basis * (basis * waves).sum(0).sign()
 
 
 @dataclass(frozen=True, eq=False)

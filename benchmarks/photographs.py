@@ -39,8 +39,8 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", default="photographs.png")
     options = parser.parse_args()
-    figure = Figure(figsize=(10, 8), layout="constrained")
-    axes = iter(figure.subplots(4, 1).flat)
+    figure = Figure(figsize=(10, 8.4), layout="constrained")
+    axes = iter(figure.subplots(6, 1).flat)
     for name, read in (("traffic signs (GTSRB)", signs), ("faces (AT&T)", faces)):
         X = read(options.data_home)
         start = time.perf_counter()
@@ -52,7 +52,12 @@ def main():
         precision, recall = precision_recall(*features)
         print(f"{name}: precision {precision:.2f}, recall {recall:.2f}, fit {fit_s:.0f} s")
         real = X[np.random.RandomState(0).choice(len(X), N_SHOWN, replace=False)]
-        for title, images in (("images", real), ("drawn, temperature 1", drawn[:N_SHOWN])):
+        pictures = est.sample(N_SHOWN, temperature=0)[0].reshape(-1, *X.shape[1:]).clip(0, 255)
+        for title, images in (
+            ("images", real),
+            ("drawn, temperature 1", drawn[:N_SHOWN]),
+            ("drawn, temperature 0", pictures),
+        ):
             ax = next(axes)
             plot_images(images / 255, image_shape=X.shape[1:], n_columns=20, ax=ax, vmin=0, vmax=1)
             ax.set_title(f"{name}: {title}")

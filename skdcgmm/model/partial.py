@@ -29,6 +29,8 @@ from skdcgmm.model.windows import Size
 
 # Variances of what is seen and of what is not, in units of the channels.
 _SEEN, _MISSING = 1e-8, 1e4
+# Numbers in the largest tensors of images that are looked at together.
+_TOGETHER = 2**23
 
 
 class Message(NamedTuple):
@@ -217,9 +219,12 @@ class PartialTree:
         masks, part = torch.unique(x.isnan().any(1), dim=0, return_inverse=True)
         colours = self.basis.turn(x.nan_to_num(nan=0.0)).double() - self.centre
         parts = []
+        first = self.emissions[0].means  # (R, C, 1, K, n)
+        n_together = max(1, _TOGETHER // first.numel())
         for number, missing in enumerate(masks):
-            (index,) = torch.where(part == number)
-            parts.append((torch.where(missing, 0, colours[index]), missing, index))
+            (alike,) = torch.where(part == number)
+            for index in torch.split(alike, n_together):
+                parts.append((torch.where(missing, 0, colours[index]), missing, index))
         return parts
 
 

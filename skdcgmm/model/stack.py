@@ -236,9 +236,9 @@ class Stack(BaseStack):
             size, pool = layer.windows.grid, (1, 1)
         details: list[Details] = []
         if pyramid:
-            self_pyramid = Pyramid(first.windows.input_shape, tuple(kernels))
+            of_windows = Pyramid(first.windows.input_shape, tuple(kernels))
             details = [
-                Details(self_pyramid, level, layer.n_components, layer.positions)
+                Details(of_windows, level, layer.n_components, layer.positions)
                 for level, layer in enumerate(mixtures)
             ]
             pixels = details.pop(0)
@@ -249,7 +249,7 @@ class Stack(BaseStack):
         self.details = nn.ModuleList(details)
         self.units = None
         if pyramid:
-            self.pyramid, self.units = self_pyramid, Units(self_pyramid)
+            self.pyramid, self.units = of_windows, Units(of_windows)
         self.logits = nn.Parameter(torch.zeros(self.top.n_components))
         self.n_classes = n_classes
         classes = None if n_classes is None else torch.zeros(self.top.n_components, n_classes)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image
 from scipy.ndimage import zoom
 from sklearn.decomposition import PCA
 
@@ -62,6 +63,7 @@ def main():
             plot_images(images / 255, image_shape=X.shape[1:], n_columns=20, ax=ax, vmin=0, vmax=1)
             ax.set_title(f"{name}: {title}")
     figure.savefig(options.output, dpi=100)
+    Image.open(options.output).convert("RGB").quantize().save(options.output)
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
         photographs, 0.3 for strokes. Densities compare at the same value.
     max_epochs : int, default=None
         Largest number of passes over the data. None: about 1000 steps ("joint"; a pyramid 500,
-        or 150 if there are fewer than 1500 images) or 4000 ("layerwise"), but at least 3. Few
+        fewer for less than 8000 images, 150 for 2400) or 4000 ("layerwise"), but at least 3. Few
         images need many passes, not few.
     batch_size : int, default=None
         Number of images in a training step. None: 250 ("joint") or 100 ("layerwise").

@@ -15,7 +15,7 @@ from skdcgmm.training import ranks
 _LARGE_BLOCK = 31 * 2**20
 
 # Of few images, as many as there is a step for.
-_IMAGES_A_STEP = 10
+_IMAGES_A_STEP = 16
 
 HistoryRow = dict[str, float]
 Batches = Callable[[], Iterable[Batch]]

@@ -22,7 +22,7 @@ UNSHARED = {"shared": False}
 SMALL = [
     ([ConvGMM(3, 2, **UNSHARED), ConvGMM(2)], (1, 4, 4)),
     ([ConvGMM(3, 2), ConvGMM(2)], (1, 3, 4)),
-    ([ConvGMM(2, (2, 3), **UNSHARED), ConvGMM(2, (2, 1)), ConvGMM(2)], (1, 7, 4)),
+    ([ConvGMM(2, (2, 3), **UNSHARED), ConvGMM(2, (2, 1)), ConvGMM(2)], (1, 3, 4)),
     ([ConvGMM(2, 2), MaxPool((1, 2)), ConvGMM(2, (1, 1), **UNSHARED), ConvGMM(2)], (1, 2, 8)),
     ([ConvGMM(2, 2, **UNSHARED), ConvGMM(3)], (3, 3, 2)),
     ([ConvGMM(2, 1), ConvGMM(2)], (2, 2, 1)),

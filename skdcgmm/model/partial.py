@@ -220,7 +220,7 @@ class PartialTree:
         colours = self.basis.turn(x.nan_to_num(nan=0.0)).double() - self.centre
         parts = []
         first = self.emissions[0].means  # (R, C, 1, K, n)
-        n_together = max(1, _TOGETHER // first.numel())
+        n_together = max(1, _TOGETHER // max(1, first.numel()))
         for number, missing in enumerate(masks):
             (alike,) = torch.where(part == number)
             for index in torch.split(alike, n_together):

@@ -2,7 +2,7 @@
 
 python -m benchmarks.photographs --data-home FOLDER --output docs/_static/photographs.png
 
-FOLDER holds gtsrb.npz (traffic signs, colour) or att_faces.npz (faces, which are made 64 x 64).
+FOLDER holds gtsrb.npz (traffic signs, colour) and att_faces.npz (faces, which are made 64 x 64).
 """
 
 import argparse

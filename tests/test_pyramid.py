@@ -9,7 +9,7 @@ from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 from sklearn.metrics import adjusted_rand_score
 
-from skdcgmm import ConvGMM, DCGMMClassifier, DCGMMEstimator, MaxPool
+from skdcgmm import ConvGMM, DCGMMClassifier, DCGMMEstimator, DCGMMOutlierDetector, MaxPool
 from skdcgmm.model.pixels.pyramid import Pyramid
 from skdcgmm.model.specs import auto, lay_out, name_layers
 from skdcgmm.model.stack import Stack
@@ -281,8 +281,15 @@ def test_missing_pixels_are_filled_in_well(digits):
     )
     assert error < 0.75 * of_mean
     assert error < of_draws < 2.5 * error
-    alike = (est.predict(hidden) >= 0).all() and np.isfinite(est.score_samples(hidden)).all()
-    assert alike
+    assert np.isfinite(est.score_samples(hidden)).all()
+    np.testing.assert_allclose(est.predict_proba(hidden).sum(1), 1, atol=1e-5)
+
+
+def test_a_stream_goes_on_with_one_image(digits):
+    X = digits[0][:100]
+    est = DCGMMEstimator(5, image_shape=(8, 8), random_state=0).partial_fit(X)
+    est.partial_fit(X[:1])
+    assert np.isfinite(est.distances_).all()
 
 
 # --- what does not vary -------------------------------------------------------------------------
@@ -340,8 +347,17 @@ def test_auto_takes_a_pyramid_for_whole_images_and_tiles_else(digits):
     assert "pyramid" not in DCGMMEstimator(**make).fit(missing).summary()
     flat = DCGMMEstimator(layers=[ConvGMM(3)], **make).fit(X)
     assert "pyramid" not in flat.summary()
-    with pytest.raises(ValueError, match="Choose pixels='tiles'"):
+    with pytest.raises(ValueError, match=r"training of a pyramid.*Choose pixels='tiles'"):
         DCGMMEstimator(pixels="pyramid", **make).fit(missing)
+    with pytest.raises(ValueError, match="training of a pyramid"):
+        est.partial_fit(missing)
+    with pytest.raises(ValueError, match="layer scores of a pyramid"):
+        est.set_params(score_method="layer").score_samples(missing)
+    with pytest.raises(ValueError, match="layer scores of a pyramid"):
+        est.sharpen(missing, layer=0, n_steps=1)
+    detector = DCGMMOutlierDetector(pixels="pyramid", validation_fraction=None, **make).fit(X)
+    with pytest.raises(ValueError, match="calibrated scores of a pyramid"):
+        detector.score_samples(missing)
     with pytest.raises(ValueError, match="pixels must be one of"):
         DCGMMEstimator(pixels="wavelets", **make).fit(X)
     with pytest.raises(ValueError, match="choose objective='joint'"):

@@ -23,9 +23,9 @@ _LEFT_OVER = 0.05
 _LEAST_MASS = 1e-9
 # Of mergers that add as much to squared distances, the one of less mass comes first.
 _TIE = 1e-6
-# Stands for nothing where one divides by it.
 # Images whose posteriors are multiplied at a time.
 _BLOCK = 1000
+# Stands for nothing where one divides by it.
 _TINY = 1e-60
 # No score is less than this, which is within single precision.
 _NEVER = -1e30
@@ -46,7 +46,8 @@ def merge(
 
         -log(cosine of p_i and p_j) + log(K * smaller of E[p_i] and E[p_j]) / 2,
 
-    where E[p_i p_j] is the scalar product: the most alike join, and small ones before large ones.
+    where E[p_i p_j] is the scalar product, of one image's posteriors and as much of an image's and
+    its neighbours': the most alike join, and small ones before large ones.
     Posteriors add up when components merge. Those that hardly overlap are farther apart than all
     that do, and join as in Ward's method, by the squared distances of their means. A cluster of
     hardly any images, of less than 0.05 / n of all mass while n clusters are left, does not wait
@@ -63,6 +64,8 @@ def merge(
     means : ndarray of shape (K, n_features)
         Mean images of the components.
     weight : ndarray of shape (n_images,) or None
+    neighbours : ndarray of int of shape (n_images, n) or None
+        Numbers of the images that are most like each; None looks at each alone.
 
     Returns
     -------

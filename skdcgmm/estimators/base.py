@@ -390,12 +390,18 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
     def _score(self, images: Images, method: str, score_layer: int | str) -> FloatArray:
         """Score of each image by one of `SCORE_METHODS`; that of one beyond all is -inf."""
         if method == "layer":
+            self._check_whole(images, "layer scores")
             layer = self._mixture_name(self._stack, "score_layer", score_layer)
             scores = self._map(images, lambda mixtures, x: mixtures.layer_log_prob(x, layer))
         else:
             check_joint(self._stack, "the log density")
             scores = self._map(images, lambda tree, x: tree.log_prob(x, images.complete))
         return np.where(np.isfinite(scores), scores, -np.inf)
+
+    def _check_whole(self, images: Images, purpose: str) -> None:
+        """Raise an error if pixels are missing that a pyramid needs for this purpose."""
+        if self._stack.pyramid is not None and not images.complete:
+            planning.refuse_missing(purpose)
 
     @staticmethod
     def _mixture_name(stack: BaseStack, parameter: str, value: int | str) -> str:

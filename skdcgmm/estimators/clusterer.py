@@ -255,10 +255,11 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
             means = (mixtures.component_means() / self._stack.scale).flatten(1)
         weight = None if some.weight is None else ranks.together(some.weight)
         near = None
-        if data.shape[1:] != (1, 1):
-            near = neighbours(replace(some, rows=ranks.together(some.rows)), self._stack.like)
+        scores, rows = ranks.together(scores), ranks.together(some.rows)
+        if data.shape[1:] != (1, 1) and len(rows) > 1:
+            near = neighbours(replace(some, rows=rows), self._stack.like)
         self.children_, self.distances_ = ranks.of_first(
-            merge(ranks.together(scores), means.numpy(force=True), weight, near)
+            merge(scores, means.numpy(force=True), weight, near)
         )
 
     def _set_labels(self, images: Images | None) -> None:
@@ -296,6 +297,7 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
                         f"begun with it; got {self.objective!r}. Set it back, or call fit."
                     )
                 images = self._check_fitted_images(X)
+                self._check_whole(images, "training")
                 data = checks.check_weights(sample_weight, images)
                 check_n_clusters(self.n_clusters, self._stack.top.n_components)
                 stack, progress = copy.deepcopy(self._stack_in_place()), self._progress

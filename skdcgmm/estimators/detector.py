@@ -299,6 +299,7 @@ class DCGMMOutlierDetector(NamedLayers, OutlierMixin, BaseDCGMM):
 
     def _measure(self, images: Images, score: Typicality) -> FloatArray:
         """Rows of numbers that a score is made of."""
+        self._check_whole(images, "calibrated scores")
 
         def measure(tree: Tree, x: Tensor) -> Tensor:
             return score.measure(tree, x, images.complete)

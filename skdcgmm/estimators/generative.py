@@ -233,6 +233,8 @@ class GenerativeDCGMM(BaseDCGMM):
         check_number("pull", pull, low=0)
         name = None if layer is None else self._mixture_name(self._stack, "layer", layer)
         images = self._check_fitted_images(X)
+        if name is not None:
+            self._check_whole(images, "layer scores")
         scale = self._stack.scale
 
         def rows(mixtures: Mixtures, x: Tensor) -> Tensor:

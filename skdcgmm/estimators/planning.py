@@ -1,7 +1,7 @@
 """From parameters and images to a stack that training can begin with."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -67,12 +67,17 @@ def _takes_pyramid(estimator: Any, *, complete: bool) -> bool:
                 "objective='joint', or pixels='tiles'."
             )
         if not complete:
-            raise ValueError(
-                "X has missing values, NaN, which have no place in a pyramid: the mean of a window "
-                "needs all its pixels. Choose pixels='tiles', for which missing values are exact, "
-                "or 'auto'."
-            )
+            refuse_missing("training")
     return bool(estimator.pixels == "pyramid")
+
+
+def refuse_missing(purpose: str) -> NoReturn:
+    """Raise an error: missing pixels are not for this purpose in a pyramid."""
+    raise ValueError(
+        f"X has missing values, NaN, which have no place in the {purpose} of a pyramid: the mean "
+        "of a window needs all its pixels. Choose pixels='tiles', for which missing values are "
+        "exact, and fit anew."
+    )
 
 
 def build(

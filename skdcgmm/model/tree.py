@@ -382,9 +382,10 @@ class Tree(Mixtures):
         """Images with each missing pixel at its mean given the observed ones, (N, C, H, W)."""
         if self._is_partial(x, complete=False):
             return self._partial.means(x)
-        (first,) = self.responsibilities(x, self.names[:1])  # (N, K, rows, columns)
         if self.basis is not None:
+            self.posterior(x)  # an error of images beyond all
             return x
+        (first,) = self.responsibilities(x, self.names[:1])  # (N, K, rows, columns)
         return torch.where(x.isnan(), self.pixels.mean(first), x)
 
     def impute_sample(self, x: Tensor, generation: Generation) -> Tensor:

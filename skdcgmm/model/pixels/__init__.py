@@ -5,13 +5,11 @@ A kind is one file: a module of raw parameters (`Pixels`), and the density at gi
 """
 
 import math
-import warnings
 from abc import ABC, abstractmethod
 
 import numpy as np
 import torch
 from sklearn.cluster import KMeans, kmeans_plusplus
-from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
 from skdcgmm.model.windows import Size, Windows
@@ -140,8 +138,8 @@ def choose_windows(
     Parts of the input are drawn with probability proportional to the squared distance from the
     mean window: most windows at a border are blank, and components that start there would never
     leave. Whole images are drawn evenly, since far ones may be outliers; inputs of one position,
-    such as plain features, by k-means++: few of them leave little room to move past another
-    component.
+    such as what is above plain features, by k-means++: few of them leave little room to move past
+    another component.
     """
     whole = grid == (1, 1)
     if whole and kernel == (1, 1):
@@ -173,9 +171,7 @@ def few_centres(rows: Tensor, n_components: int, generator: torch.Generator) -> 
     seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
     n_centres = min(n_components, len(values))
     means = KMeans(n_centres, n_init=1, max_iter=_N_MEANS_STEPS, random_state=seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        centres = means.fit(values).cluster_centers_
+    centres = means.fit(values).cluster_centers_
     chosen = centres[np.resize(np.arange(n_centres), n_components)]
     return torch.from_numpy(chosen).to(rows)[None]
 

@@ -56,10 +56,7 @@ class Pyramid(NamedTuple):
 
     def inside(self, level: int) -> Tensor:
         """Which details there are, (D, rows, columns): windows at a border have fewer."""
-        rows, columns = self.bases(level)
-        there = (rows.any(2)[:, :, None, None] & columns.any(2)).permute(1, 3, 0, 2)
-        flat = there.flatten(0, 1)[int(level < self.n_levels - 1) :]  # (D / C, rows, columns)
-        return flat.repeat(self.image_shape[0], 1, 1)
+        return _inside(self, level)
 
     def split(self, x: Tensor) -> list[Tensor]:
         """Details of the windows of each layer, (N, D, rows, columns), of images (N, C, H, W).
@@ -249,7 +246,7 @@ class Details(Gaussian):
 
     def _inside(self) -> Tensor | None:
         """Which details there are, (D, rows, columns); None if all are."""
-        inside = _inside(self.pyramid, self.level)
+        inside = self.pyramid.inside(self.level)
         return None if inside.all() else inside.to(self.means)
 
     # With variances this small, single precision loses a hundredth of a nat.
@@ -283,7 +280,7 @@ class Details(Gaussian):
         """Means and variances of the details that there are."""
         n_details = self.means.shape[0] * self.means.shape[2]
         if len(self.means) > 1:
-            n_details = int(_inside(self.pyramid, self.level).sum())
+            n_details = int(self.pyramid.inside(self.level).sum())
         return 2 * n_details * self.n_components
 
 
@@ -303,4 +300,7 @@ def floors(variances: Sequence[Tensor]) -> list[float]:
 
 @lru_cache
 def _inside(pyramid: Pyramid, level: int) -> Tensor:
-    return pyramid.inside(level)
+    rows, columns = pyramid.bases(level)
+    there = (rows.any(2)[:, :, None, None] & columns.any(2)).permute(1, 3, 0, 2)
+    flat = there.flatten(0, 1)[int(level < pyramid.n_levels - 1) :]  # (D / C, rows, columns)
+    return flat.repeat(pyramid.image_shape[0], 1, 1)

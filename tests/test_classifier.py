@@ -37,7 +37,7 @@ def stack_of(layers, image_shape, n_classes):
     """A stack for images in the units of the layers."""
     stack = Stack(lay_out(name_layers(layers), image_shape, tiling=True), n_classes)
     one = torch.ones(image_shape, dtype=torch.float64)
-    stack.pixels.set_units(one, 0 * one, 0.1 * one, 0.01)
+    stack.pixels.set_units(one, 0 * one, 0.1 * one, one[None], 0.01)
     return stack
 
 

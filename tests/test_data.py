@@ -276,7 +276,7 @@ def test_moments_of_parts_are_those_of_the_whole(sizes, seed, scale):
             torch.from_numpy(of_feature.reshape(1, 1, 3))
             for of_feature in (total.n_values, total.mean, total.variance)
         )
-        pixels.set_units(count, mean, variance, None)
+        pixels.set_units(count, mean, variance, mean[None], None)
         np.testing.assert_allclose(pixels.shift.flatten(), total.mean, rtol=1e-12)
         variance = np.square(values).mean() or 1.0
         assert pixels.scale.item() == pytest.approx(np.sqrt(variance / 0.1), rel=1e-6, abs=1e-18)

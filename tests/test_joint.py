@@ -56,7 +56,7 @@ def started(layers, x, seed=0):
     specs = name_layers(layers)
     stack = Stack(lay_out(specs, tuple(x.shape[1:]), tiling=True)).to(x.dtype)
     moments = x.double().mean(0), x.double().var(0, correction=0)
-    stack.pixels.set_units(torch.ones_like(moments[0]), *moments, reg_covar=None)
+    stack.pixels.set_units(torch.ones_like(moments[0]), *moments, x, reg_covar=None)
     stack.start(x, torch.Generator().manual_seed(seed))
     return stack
 

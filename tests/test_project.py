@@ -21,12 +21,12 @@ FLOORS = [
     {"published"},
     {"estimators"},
     {"__init__"},
-    {"datasets", "plotting"},
+    {"datasets", "metrics", "plotting"},
     {"__main__"},
 ]
 # Lines without docstrings, comments and blanks.
 MAX_LINES, MAX_FUNCTION = 400, 60
-MAX_FILES, MAX_FOLDERS, MAX_DEPTH = 38, 9, 3
+MAX_FILES, MAX_FOLDERS, MAX_DEPTH = 42, 9, 3
 
 
 def place(module):

@@ -40,7 +40,7 @@ def images(shape, n_images=40, seed=0):
 
 def started(layers, x, seed=0, reg_covar=None):
     """A pyramid in the units of images, started at random."""
-    stack = Stack(lay_out(name_layers(layers), tuple(x.shape[1:]), tiling=True), pyramid=True)
+    stack = Stack(lay_out(name_layers(layers), tuple(x.shape[1:]), tiling=True), pixels="pyramid")
     stack = stack.double()
     count = torch.full(x.shape[1:], float(len(x)), dtype=torch.double)
     stack.set_units(count, x.mean(0), x.var(0, correction=0), x, reg_covar)
@@ -363,7 +363,7 @@ def test_auto_takes_a_pyramid_for_whole_images_and_tiles_else(digits):
     with pytest.raises(ValueError, match="choose objective='joint'"):
         DCGMMEstimator(pixels="pyramid", objective="layerwise", **make).fit(X)
     spherical = [ConvGMM(3, 4, covariance_type="spherical"), ConvGMM(2)]
-    with pytest.raises(ValueError, match="must be 'diag' in a pyramid"):
+    with pytest.raises(ValueError, match="must be 'diag' for pixels='pyramid'"):
         DCGMMEstimator(pixels="pyramid", layers=spherical, **make).fit(X)
 
 
@@ -386,7 +386,7 @@ def test_a_saved_pyramid_answers_alike(digits, tmp_path):
     ("side", "tile"), [(8, 4), (16, 4), (28, 7), (32, 4), (5, 5), (92, 6), (112, 7)]
 )
 def test_tiles_of_a_pyramid_halve_to_one(side, tile):
-    (_, first), *_ = auto((1, side, side), 10_000, pyramid=True)
+    (_, first), *_ = auto((1, side, side), 10_000, pixels="pyramid")
     assert first.kernel_size == (tile, tile)
 
 

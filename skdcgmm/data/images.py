@@ -157,6 +157,11 @@ class Images:
         return torch.float64 if self.rows.dtype == np.float64 else torch.float32
 
     @property
+    def integers(self) -> str | None:
+        """Name of the type of the rows, if they hold whole numbers."""
+        return self.rows.dtype.name if self.rows.dtype.kind in "iu" else None
+
+    @property
     def identity(self) -> str:
         """What tells these images, labels and weights from others."""
         digest = hashlib.sha256()

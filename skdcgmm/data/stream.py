@@ -45,7 +45,7 @@ class Stream:
     ----------
     n_batches : int
         Of an epoch.
-    shape, row_shape, dtype
+    shape, row_shape, dtype, integers
         As of `Images`.
     complete : bool
         Whether no pixel was missing when the source was gone through.
@@ -93,6 +93,7 @@ class Stream:
             raise ValueError("X must have batches of images; got none.")
         self._kept = replace(kept, rows=kept.rows[: self._n_images], complete=self.complete)
         self.shape, self.row_shape, self.dtype = kept.shape, kept.row_shape, kept.dtype
+        self.integers = kept.integers
 
     def __len__(self) -> int:
         return self._n_images

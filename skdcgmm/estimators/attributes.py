@@ -18,7 +18,7 @@ from torch import Tensor
 from skdcgmm.data import FloatArray
 from skdcgmm.estimators import checks, planning
 from skdcgmm.model import computing
-from skdcgmm.model.pixels import Pixels
+from skdcgmm.model.pixels import Pixels, no_ends
 from skdcgmm.model.pixels.gaussian import INTERNAL_VARIANCE
 from skdcgmm.model.pixels.pyramid import Details
 from skdcgmm.model.specs import Layer, NamedSpecs, is_named, name_layers
@@ -200,6 +200,9 @@ class NamedLayers(BaseEstimator):
                     kind = "means" if name.endswith("means") else "covariances"
                     values_of_layer = _from_user(tensor, *self._order(key, name))
                     self._emissions(name)[key].assign(kind, values_of_layer)
+            if name != "weights" and stack.kind != "atoms":
+                # Draws of Gaussians that a user sets are theirs, whatever the images of `fit`.
+                stack.ends = no_ends(stack.image_shape[0]).to(stack.ends)
 
     def _check_values(
         self, name: str, key: str, value: ArrayLike, present: Arrays
@@ -347,6 +350,14 @@ def _notes(estimator: Any) -> list[str]:
         lines.append(
             "Pixels in a pyramid: means of windows go up, every layer emits details, with "
             f"variances of at least {least:.2g} of those over all images. Or set pixels to tiles."
+        )
+    if stack.kind == "atoms":
+        n_ends = int(stack.ends.isfinite().sum())
+        least = stack.pixels.least_variance / INTERNAL_VARIANCE
+        lines.append(
+            f"Pixels at their own resolution: variances of at least {least:.2g} of those of all "
+            f"pixels; {n_ends} {'end is an atom' if n_ends == 1 else 'ends are atoms'}. Or set "
+            "pixels to tiles, or to a pyramid."
         )
     if estimator.n_clusters not in (None, stack.top.n_components):
         lines.append(

@@ -36,7 +36,7 @@ from skdcgmm.training import HistoryRow, Outcome, Standing, check_finite, joint,
 from skdcgmm.training.watchers import CallbackSupportMixin, Checkpoint, Report, with_callbacks
 
 SCORE_METHODS = ("density", "layer")
-PIXELS = ("auto", "tiles", "pyramid")
+PIXELS = ("auto", "tiles", "pyramid", "atoms")
 
 # Least number of passes over the data.
 _MIN_EPOCHS = 3
@@ -98,7 +98,8 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
 
     # No parameters of all; without types, or the dataclass would take them for such.
     n_clusters = cast("int | None", None)
-    _auto_pixels: ClassVar[str] = "tiles"
+    # Whether pixels="auto" chooses by the images.
+    _chooses_pixels: ClassVar[bool] = False
     _score_methods = cast("tuple[str, ...]", SCORE_METHODS)
     # Attributes that `_finish` and `_set_labels` set.
     _LEARNT_FROM_STACK: ClassVar[tuple[str, ...]] = ()
@@ -302,6 +303,7 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
         channels, height, width = data.shape
         self._stack, self._progress = stack, outcome.progress
         self._row_shape = data.row_shape
+        self._integers = data.integers
         self.image_shape_ = (height, width, channels)
         self.history_ = outcome.history
         self.n_iter_ = len(self.history_)

@@ -27,7 +27,7 @@ class DCGMMClassifier(NamedLayers, ClassifierMixin, GenerativeDCGMM):
     ----------
     layers, image_shape
         The stack, as for `DCGMMEstimator`.
-    pixels : {"auto", "tiles", "pyramid"}, default="auto"
+    pixels : {"auto", "tiles", "pyramid", "atoms"}, default="auto"
         As for `DCGMMEstimator`; "auto" is "tiles".
     score_method, score_layer, reg_covar, max_epochs, batch_size, learning_rate
         As for `DCGMMEstimator`.

@@ -48,8 +48,9 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
     n_clusters : int, default=None
         Number of clusters, into which the top components are merged: a cut through the tree of
         mergers (`children_`). It may be changed after `fit`, and the next `predict` uses it. None
-        is one for each top component. The density does not depend on it, but for a flat mixture
-        or a layer-wise stack by `layers="auto"`, which get as many top components.
+        is one for each top component. The density does not depend on its value, but whether
+        there is one decides on `pixels="auto"`; and a flat mixture or a layer-wise stack by
+        `layers="auto"` gets as many top components.
     layers : str or list, default="auto"
         The stack from the image upwards: a list of `ConvGMM` and `MaxPool`, or of (name, layer)
         pairs; the name of a published architecture, "dcgmm-a" to "dcgmm-g", meant for
@@ -60,15 +61,18 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
         Height, width and, if there are several, channels of the images in the rows of X. None:
         from X if it has three or four dimensions; rows of a two-dimensional X are then plain
         features.
-    pixels : {"auto", "tiles", "pyramid"}, default="auto"
+    pixels : {"auto", "tiles", "pyramid", "atoms"}, default="auto"
         What the components emit. "tiles": those of the first layer emit pixels, independent of each
         other. "pyramid": the mean of each window, in each colour, is what the layer above sees of
         it, and components of every layer emit the details of their windows, in an orthonormal
-        basis, each in units of its own; so light and colour are drawn from coarse to fine. "auto":
-        a pyramid if `layers="auto"` chooses several layers, no pixel is missing, and `reg_covar`
-        is None; else tiles. Both are exact densities. Missing pixels are exact with tiles; a
-        pyramid can be asked about them, but approximates, takes seconds, and cannot be fitted to
-        them.
+        basis, each in units of its own; so light and colour are drawn from coarse to fine.
+        "atoms": tiles of pixels at the resolution of the data; a value at an end of the range that
+        many pixels have exactly, such as black, has a probability of its own, and the log density
+        is with respect to length plus these points (see `bits_per_dim`). "auto", if
+        `layers="auto"` and `reg_covar` is None: with `n_clusters`, a pyramid, or tiles if pixels
+        are missing or there is one layer only; without, atoms from 2000 images on. Else tiles. All
+        are exact densities. Missing pixels are exact with tiles and atoms; a pyramid can be asked
+        about them, but approximates, takes seconds, and cannot be fitted to them.
     objective : {"joint", "layerwise"}, default="joint"
         What training maximises. "joint": the log density of the images under the whole stack;
         windows must tile. "layerwise": each layer's own annealed max-component likelihood, as
@@ -85,11 +89,12 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
         0.7 of the variance of the pixels about their means (0.05 for MNIST in 0-1; half of that of
         all pixels where positions share components), 1e-6 of each plain feature's; in a pyramid, a
         share of each detail's variance, the higher the more of the images is details: 0.01 for
-        photographs, 0.3 for strokes. Densities compare at the same value.
+        photographs, 0.3 for strokes; with atoms, a quarter of the squared smallest difference
+        between two values, to which it falls in training. Densities compare at the same value.
     max_epochs : int, default=None
-        Largest number of passes over the data. None: about 1000 steps ("joint"; a pyramid 500,
-        fewer for less than 8000 images, 150 for 2400) or 4000 ("layerwise"), but at least 3. Few
-        images need many passes, not few.
+        Largest number of passes over the data. None: about 1000 steps ("joint"; 500 with
+        atoms or a pyramid, there fewer for less than 8000 images, 150 for 2400) or 4000
+        ("layerwise"), but at least 3. Few images need many passes, not few.
     batch_size : int, default=None
         Number of images in a training step. None: 250 ("joint") or 100 ("layerwise").
     learning_rate : float, default=None
@@ -194,7 +199,7 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
     """
 
     _LEARNT_FROM_STACK = ("labels_", "children_", "distances_")
-    _auto_pixels: ClassVar[str] = "pyramid"
+    _chooses_pixels: ClassVar[bool] = True
 
     n_clusters: int | None = field(default=None, kw_only=False)
     transform_layers: int | str | Sequence[int | str] | None = None

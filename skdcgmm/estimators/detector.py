@@ -44,7 +44,7 @@ class DCGMMOutlierDetector(NamedLayers, OutlierMixin, BaseDCGMM):
     ----------
     layers, image_shape
         The stack, as for `DCGMMEstimator`.
-    pixels : {"auto", "tiles", "pyramid"}, default="auto"
+    pixels : {"auto", "tiles", "pyramid", "atoms"}, default="auto"
         As for `DCGMMEstimator`; "auto" is "tiles".
     objective : {"joint", "layerwise"}, default="joint"
         As for `DCGMMEstimator`.

@@ -1,16 +1,19 @@
 """Methods of the estimators that score and make images."""
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
+from skdcgmm.analysis.bits import dequantise, level_step
 from skdcgmm.data import FloatArray, Images, make_generator
-from skdcgmm.estimators.base import BaseDCGMM
+from skdcgmm.estimators.base import BaseDCGMM, check_joint
 from skdcgmm.estimators.checks import Seed, answer, check_mask
 from skdcgmm.model import tables
 from skdcgmm.model.specs import check_choice, check_number
@@ -27,6 +30,8 @@ _PICTURE_TOP_S = 2
 # that raised the score and after one that did not.
 _FIRST_RATE = 0.01
 _FASTER, _SLOWER = 1.5, 0.3
+# Levels of all values of all components whose probabilities are looked up: half a GiB.
+_MAX_BINS = 2**27
 
 
 class GenerativeDCGMM(BaseDCGMM):
@@ -65,12 +70,93 @@ class GenerativeDCGMM(BaseDCGMM):
                     drawn.append(torch.full_like(part, label).cpu())
                 else:
                     drawn.append(tables.sample(labels[part], generation.generator).cpu())
-        rows = torch.cat(images).reshape(n_samples, *self._row_shape)
-        return rows.numpy(), torch.cat(drawn).numpy()
+        rows = self._like_data(torch.cat(images).numpy())
+        return rows.reshape(n_samples, *self._row_shape), torch.cat(drawn).numpy()
+
+    def _like_data(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """Drawn rows as images of `fit` are: in their range, if that has ends, and whole numbers.
+
+        A range has an end where many pixels are exactly there.
+        """
+        low, high = self._ends()
+        rows = rows.clip(low, high)
+        if self._integers is None:
+            return rows
+        limits = np.iinfo(self._integers)
+        return rows.round().clip(limits.min, limits.max).astype(self._integers)
+
+    def _ends(self) -> NDArray[Any]:
+        """Lowest and highest value of each column of X, (2, n_features); infinite if not known."""
+        ends = self._stack.ends.numpy(force=True).reshape(2, -1)  # (2, C)
+        height, width, _ = self.image_shape_
+        return np.tile(ends, height * width)
 
     def _log_density(self, X: Any) -> FloatArray:
         """Log density of each image, in double precision."""
         return self._score(self._check_fitted_images(X), "density", -1).astype(np.float64)
+
+    def bits_per_dim(self, X: Any, *, n_levels: int = 256, random_state: Seed = None) -> Any:
+        """Bits that each image takes, divided by the number of its values.
+
+        Minus the binary logarithm of the probability of images whose values are whole numbers. With
+        tiles or atoms, the density is integrated over all that rounds to a value: summed over all
+        images of the range, probabilities are 1. In a pyramid, and where tables of all levels would
+        not fit in memory, uniform noise of one step is added to values that are no atoms: a bound
+        from above.
+
+        Parameters
+        ----------
+        X : array-like or Tensor, as in `fit`
+            Of whole numbers from 0 to `n_levels` - 1; or of these divided by `n_levels` - 1, if
+            `fit` has seen no value above 1 either. Missing values, NaN, take no bits.
+        n_levels : int, default=256
+            Number of values that a pixel may have: 256 for 8 bits.
+        random_state : int, RandomState instance or None, default=None
+            Seed of the noise; None is that of the estimator.
+
+        Returns
+        -------
+        ndarray or Tensor of shape (n_samples,)
+
+        Raises
+        ------
+        ValueError
+            If values are no whole numbers in that range, or the stack is not one density.
+
+        See Also
+        --------
+        skdcgmm.metrics.bits_per_dim : The same for any estimator with a density.
+        """
+        images = self._check_fitted_images(X)
+        check_joint(self._stack, "bits")
+        step = level_step(images.rows, n_levels)
+        levels = step * torch.arange(n_levels, dtype=torch.float64)  # (V,)
+        n_seen = np.maximum(1, (~np.isnan(images.rows)).sum(1))
+        first = self._stack.layers[0]
+        n_bins = first.n_mixtures * first.windows.n_values * n_levels * first.n_components
+        if self._stack.pyramid is not None or n_bins > _MAX_BINS:
+            rng = check_random_state(self.random_state if random_state is None else random_state)
+            between = self._between(images)
+            dense = replace(images, rows=dequantise(images.rows, step, rng, between))
+            nats = self._score(dense, "density", -1) + between.sum(1) * np.log(step)
+        else:
+            with self._mixtures() as tree:
+                bins = tree.log_bins(levels.to(tree.log_weights.device))
+
+            def log_mass(tree: Any, x: Tensor) -> Tensor:
+                codes = (x.nan_to_num(nan=-step) / step).round().long() + 1
+                return cast("Tensor", tree.log_mass(codes, bins))
+
+            nats = self._map(images, log_mass)
+        return answer(X, -nats / np.log(2) / n_seen)
+
+    def _between(self, images: Images) -> NDArray[np.bool_]:
+        """Which values have a density, rather than being the atom at an end of the range."""
+        rows = images.rows
+        if self._stack.kind != "atoms":
+            return cast("NDArray[np.bool_]", ~np.isnan(rows))
+        low, high = self._ends()
+        return cast("NDArray[np.bool_]", (rows > low) & (rows < high))
 
     def bic(self, X: Any) -> float:
         """Bayesian information criterion on X; the lower the better.
@@ -141,7 +227,7 @@ class GenerativeDCGMM(BaseDCGMM):
             return rows_of(mixtures.variants(x, name, generation))
 
         repeated = images.take(np.repeat(np.arange(len(images)), n_samples))
-        drawn = self._map(repeated, rows)
+        drawn = self._like_data(self._map(repeated, rows))
         return answer(X, drawn.reshape(len(images), n_samples, *images.row_shape))
 
     def impute(
@@ -190,6 +276,8 @@ class GenerativeDCGMM(BaseDCGMM):
             return rows_of(mixtures.impute_sample(x, generation))
 
         filled = self._map(images, rows)
+        if method == "sample":
+            filled = self._like_data(filled)
         # Observed values exactly as they came, in whatever precision the stack computes.
         filled = np.where(np.isnan(images.rows), filled, images.rows)
         return answer(X, filled.reshape(len(images), *images.row_shape))

@@ -20,6 +20,8 @@ from skdcgmm.training import Defaults, joint, ranks
 
 OBJECTIVES = {"joint": joint.JOINT, "layerwise": layerwise.LAYERWISE}
 
+# Number of images from which densities of single pixels are learnt.
+_MANY = 2000
 # Usual number of images that a stack starts from.
 _N_STARTS = 256
 # Number of rows of plain features, of which a start sees more.
@@ -28,9 +30,9 @@ _N_ROWS = 2000
 
 def defaults_of(stack: BaseStack) -> Defaults:
     """What the parameters of a stack's training are where a user leaves them open."""
-    if stack.pyramid is not None:
-        return joint.PYRAMID
-    return OBJECTIVES["joint" if stack.tiling else "layerwise"]
+    if stack.tiling:
+        return {"pyramid": joint.PYRAMID, "atoms": joint.ATOMS}.get(stack.kind, joint.JOINT)
+    return OBJECTIVES["layerwise"]
 
 
 def is_auto(estimator: Any) -> bool:
@@ -39,14 +41,14 @@ def is_auto(estimator: Any) -> bool:
 
 
 def _plan(
-    estimator: Any, shape: Shape, n_images: int, n_classes: int | None, *, pyramid: bool
+    estimator: Any, shape: Shape, n_images: int, n_classes: int | None, pixels: str
 ) -> NamedSpecs:
     """The layers that the parameters of an estimator ask for."""
     layers = estimator.layers
     if is_auto(estimator):
         if estimator.objective == "joint":
             n_clusters = estimator.n_clusters
-            return specs.auto(shape, n_images, n_clusters, n_classes=n_classes, pyramid=pyramid)
+            return specs.auto(shape, n_images, n_clusters, n_classes=n_classes, pixels=pixels)
         return published.auto(shape, n_images, estimator.n_clusters)
     if isinstance(layers, str):
         return published.preset(layers, shape)
@@ -54,21 +56,30 @@ def _plan(
     return [(name, clone(spec)) for name, spec in specs.check_layers(layers, reserved)]
 
 
-def _takes_pyramid(estimator: Any, *, complete: bool) -> bool:
-    """Whether an estimator asks for a pyramid, or would have one if it has layers for that."""
-    joint = estimator.objective == "joint"
-    if estimator.pixels == "auto":
-        chosen = is_auto(estimator) and estimator._auto_pixels == "pyramid"
-        return joint and complete and bool(chosen) and estimator.reg_covar is None
-    if estimator.pixels == "pyramid":
-        if not joint:
-            raise ValueError(
-                "pixels='pyramid' needs one density, which a layer-wise stack is not: choose "
-                "objective='joint', or pixels='tiles'."
-            )
-        if not complete:
-            refuse_missing("training")
-    return bool(estimator.pixels == "pyramid")
+def _pixels(estimator: Any, shape: Shape, n_images: int, *, complete: bool) -> str:
+    """The kind of pixels that an estimator asks for, or would have if its layers allow it."""
+    kind: str = estimator.pixels
+    if kind == "auto":
+        free = is_auto(estimator) and estimator.reg_covar is None and shape[1:] != (1, 1)
+        if estimator.objective != "joint" or not free or not estimator._chooses_pixels:
+            return "tiles"
+        # Clusters are best seen from coarse to fine, densities pixel by pixel.
+        if estimator.n_clusters is None and n_images >= _MANY:
+            return "atoms"
+        return "pyramid" if complete else "tiles"
+    if kind != "tiles" and estimator.objective != "joint":
+        raise ValueError(
+            f"pixels={kind!r} needs one density, which a layer-wise stack is not: choose "
+            "objective='joint', or pixels='tiles'."
+        )
+    if kind == "pyramid" and not complete:
+        refuse_missing("training")
+    if kind == "atoms" and shape[1:] == (1, 1):
+        raise ValueError(
+            "pixels='atoms' is for images, and the rows of X are plain features. Give their "
+            "image_shape=(height, width), or choose pixels='tiles'."
+        )
+    return kind
 
 
 def refuse_missing(purpose: str) -> NoReturn:
@@ -100,8 +111,8 @@ def build(
         top than there are to be clusters; or if the pixels do not fit the images or the objective.
     """
     joint = estimator.objective == "joint"
-    pyramid = _takes_pyramid(estimator, complete=complete)
-    plan = _plan(estimator, shape, n_images, n_classes, pyramid=pyramid)
+    pixels = _pixels(estimator, shape, n_images, complete=complete)
+    plan = _plan(estimator, shape, n_images, n_classes, pixels)
     layers = specs.lay_out(plan, shape, tiling=joint)
     mixtures = [layer for layer in layers if layer.is_mixture]
     for layer in mixtures:
@@ -116,17 +127,16 @@ def build(
                 "images."
             )
     check_n_clusters(estimator.n_clusters, layers[-1].n_components)
-    diagonal = mixtures[0].spec.covariance_type == "diag"
-    if estimator.pixels == "auto":
-        pyramid = pyramid and diagonal and len(mixtures) > 1
-    elif pyramid and not diagonal:
+    covariance_type = mixtures[0].spec.covariance_type
+    if estimator.pixels == "auto" and pixels == "pyramid" and len(mixtures) == 1:
+        pixels = "tiles"
+    if pixels != "tiles" and covariance_type != "diag":
         raise ValueError(
-            f"{mixtures[0].name}__covariance_type must be 'diag' in a pyramid, whose details have "
-            f"units of their own; got {mixtures[0].spec.covariance_type!r}. Or choose "
-            "pixels='tiles'."
+            f"{mixtures[0].name}__covariance_type must be 'diag' for pixels={pixels!r}; got "
+            f"{covariance_type!r}. Or choose pixels='tiles'."
         )
     with torch.device(device):
-        return Stack(layers, n_classes, pyramid=pyramid) if joint else LayerwiseStack(layers)
+        return Stack(layers, n_classes, pixels=pixels) if joint else LayerwiseStack(layers)
 
 
 def check_n_clusters(n_clusters: int | None, n_components: int) -> None:
@@ -162,7 +172,7 @@ def start(stack: BaseStack, data: Data, reg_covar: float | None, rng: RandomStat
         n_starts = max(n_starts, 2 * largest)
         if data.shape[1:] == (1, 1):
             n_starts = max(n_starts, min(_N_ROWS, sample_size(data.shape)))
-        n_units = n_starts if stack.pyramid is None else max(n_starts, sample_size(data.shape) // 5)
+        n_units = max(n_starts, sample_size(data.shape) // 5)
         generator = make_generator(rng)  # first, so that it does not depend on how many are drawn
         some = data.sample(n_units, rng, weighted=True)
         x = replace(some, rows=ranks.together(some.rows)).tensor(slice(None), stack.like)

@@ -89,6 +89,8 @@ class MaxPool(BaseEstimator):
         self.stride = stride
 
 
+# Largest side of images whose atoms are in tiles of two by two.
+_SMALL = 40
 # Top components for each class.
 _A_CLASS = 4
 
@@ -291,7 +293,7 @@ def auto(
     n_clusters: int | None = None,
     *,
     n_classes: int | None = None,
-    pyramid: bool = False,
+    pixels: str = "tiles",
 ) -> NamedSpecs:
     """A stack of one density for images of this shape; a flat mixture for plain features.
 
@@ -306,12 +308,15 @@ def auto(
     most = max(1, n_samples // 15, 0 if plain else min(n_samples, 60))
     least = min(n_samples, max(n_clusters or 1, _A_CLASS * (n_classes or 0)))
     tile = (min(4, size[0]), min(4, size[1]))
-    if tile == size:
+    if tile == size and (plain or pixels != "atoms"):
         n_flat = n_clusters or max(least, min(8 if plain else 100, most))
         return name_layers([ConvGMM(n_flat)])
-    if pyramid:
+    n_parts = 100
+    if pixels == "pyramid":
         tile = (_even_tile(size[0]), _even_tile(size[1]))
-    layers = [ConvGMM(min(100, most), tile, shared=False)]
+    elif pixels == "atoms" and max(size) <= _SMALL:
+        tile, n_parts = (min(2, size[0]), min(2, size[1])), 32
+    layers = [ConvGMM(min(n_parts, most), tile, shared=False)]
     size = grid_size(size, tile, tile)
     while max(size) > 2:
         kernel = (min(2, size[0]), min(2, size[1]))

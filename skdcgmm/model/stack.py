@@ -10,7 +10,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from skdcgmm.model import tables
-from skdcgmm.model.pixels import Pixels, choose_windows, n_inside, take_windows
+from skdcgmm.model.pixels import (
+    Pixels,
+    choose_windows,
+    find_ends,
+    n_inside,
+    no_ends,
+    take_windows,
+)
+from skdcgmm.model.pixels.atoms import Atoms
 from skdcgmm.model.pixels.pyramid import Details, Pyramid, Units, floors
 from skdcgmm.model.specs import KINDS, Layer, lay_out
 from skdcgmm.model.tree import Level, Mixtures, Tree
@@ -38,10 +46,15 @@ class BaseStack(nn.Module, ABC):
     ----------
     emissions : ModuleList
         What the components of the mixtures emit, from the image upwards.
+    ends : Tensor of shape (2, C, 1, 1)
+        Lowest and highest value of each channel, where many pixels have just that; else infinite.
     """
 
     # Whether windows must tile.
     tiling: bool
+    # Kind of what the first layer emits.
+    kind = "tiles"
+    ends: Tensor
     n_classes: int | None = None
     pyramid: Pyramid | None = None
 
@@ -49,6 +62,7 @@ class BaseStack(nn.Module, ABC):
         super().__init__()
         self.layers = tuple(layers)
         self.emissions = nn.ModuleList(emissions)
+        self.register_buffer("ends", no_ends(self.image_shape[0]))
 
     @abstractmethod
     def forward(self) -> Mixtures:
@@ -64,16 +78,20 @@ class BaseStack(nn.Module, ABC):
         count, mean, variance : Tensor of shape (C, H, W), in double precision
             Of the observed values of the images to train on.
         x : Tensor of shape (N, C, H, W)
-            Some of the images, whose details tell how much these vary.
+            Some of the images, which tell how much details vary, and where values end.
         reg_covar : float or None
             Least variance in units of the images; None chooses.
         """
-        del x
-        self.pixels.set_units(count, mean, variance, reg_covar)
+        self.ends = find_ends(x).to(self.ends)
+        self.pixels.set_units(count, mean, variance, x, reg_covar)
 
     @abstractmethod
     def start(self, x: Tensor, generator: torch.Generator) -> None:
         """Start every mixture at random, given some images (N, C, H, W)."""
+
+    def anneal(self, done: float) -> None:
+        """Change, given the share of training that is done, what is not learnt."""
+        self.pixels.anneal(done)
 
     @abstractmethod
     def weight_logits(self, name: str) -> nn.Parameter | None:
@@ -135,14 +153,14 @@ class BaseStack(nn.Module, ABC):
             [(layer.name, layer.windows, str(layer.spec)) for layer in stack.layers]
             for stack in (self, other)
         )
-        kinds = [(type(stack), stack.pyramid, stack.n_classes) for stack in (self, other)]
+        kinds = [(type(stack), stack.kind, stack.n_classes) for stack in (self, other)]
         return kinds[0] == kinds[1] and one == another
 
     def pack(self) -> dict[str, Any]:
         """What the stack consists of: its layers with all sizes spelt out, and its arrays."""
         return {
             "joint": self.tiling,
-            "pyramid": self.pyramid is not None,
+            "pixels": self.kind,
             "layers": [(layer.name, layer.spec) for layer in self.layers],
             "image_shape": self.image_shape,
             "n_classes": self.n_classes,
@@ -161,7 +179,7 @@ class BaseStack(nn.Module, ABC):
         layers = lay_out(packed["layers"], packed["image_shape"], tiling=cls.tiling)
         with torch.device("meta"):  # no memory yet, whatever sizes the layers claim
             made: Any = cls
-            stack: Self = made(layers, packed["n_classes"], pyramid=packed["pyramid"])
+            stack: Self = made(layers, packed["n_classes"], pixels=packed["pixels"])
         arrays = {name: torch.from_numpy(array.copy()) for name, array in packed["arrays"].items()}
         dtypes = {array.dtype for array in arrays.values()}
         if dtypes not in ({torch.float32}, {torch.float64}):
@@ -202,8 +220,9 @@ class Stack(BaseStack):
         Whose windows tile.
     n_classes : int or None
         Number of classes that images have, equally likely under every component to begin with.
-    pyramid : bool
-        Whether the mean of a window goes up to the layer above, and every layer emits details.
+    pixels : {"tiles", "pyramid", "atoms"}
+        What components emit. In a pyramid, the mean of a window goes up to the layer above, and
+        every layer emits details.
 
     Attributes
     ----------
@@ -218,7 +237,7 @@ class Stack(BaseStack):
     tiling = True
 
     def __init__(
-        self, layers: Sequence[Layer], n_classes: int | None = None, *, pyramid: bool = False
+        self, layers: Sequence[Layer], n_classes: int | None = None, *, pixels: str = "tiles"
     ) -> None:
         (first, *_) = layers
         tables_of_layers: list[Tables] = []
@@ -235,20 +254,21 @@ class Stack(BaseStack):
             kernels.append((pool[0] * height, pool[1] * width))
             size, pool = layer.windows.grid, (1, 1)
         details: list[Details] = []
-        if pyramid:
+        if pixels == "pyramid":
             of_windows = Pyramid(first.windows.input_shape, tuple(kernels))
             details = [
                 Details(of_windows, level, layer.n_components, layer.positions)
                 for level, layer in enumerate(mixtures)
             ]
-            pixels = details.pop(0)
+            of_first: Pixels = details.pop(0)
         else:
-            kind = KINDS[first.spec.covariance_type]
-            pixels = kind(first.windows, first.n_components, first.positions)
-        super().__init__(layers, [pixels, *tables_of_layers])
+            kind = Atoms if pixels == "atoms" else KINDS[first.spec.covariance_type]
+            of_first = kind(first.windows, first.n_components, first.positions)
+        super().__init__(layers, [of_first, *tables_of_layers])
+        self.kind = pixels
         self.details = nn.ModuleList(details)
         self.units = None
-        if pyramid:
+        if pixels == "pyramid":
             self.pyramid, self.units = of_windows, Units(of_windows)
         self.logits = nn.Parameter(torch.zeros(self.top.n_components))
         self.n_classes = n_classes
@@ -291,6 +311,7 @@ class Stack(BaseStack):
         if self.units is None or self.pyramid is None:
             super().set_units(count, mean, variance, x, reg_covar)
             return
+        self.ends = find_ends(x).to(self.ends)
         self.units.set_units(count, variance)
         basis = self.units()
         means = basis.split(mean[None].to(x))
@@ -303,7 +324,7 @@ class Stack(BaseStack):
         for level, (details, share) in enumerate(zip(emissions, floors(variances), strict=True)):
             details.set_floor(share)
             inside = self.pyramid.inside(level).to(x).double()
-            details.set_units(inside, means[level][0].double(), variances[level], reg_covar)
+            details.set_units(inside, means[level][0].double(), variances[level], x, reg_covar)
 
     @torch.no_grad()
     def start(self, x: Tensor, generator: torch.Generator) -> None:

@@ -14,8 +14,10 @@ from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from skdcgmm.model import tables
+from skdcgmm.model.bins import look_up
 from skdcgmm.model.partial import Emission, PartialTree
 from skdcgmm.model.pixels import PixelDensity
 from skdcgmm.model.pixels.gaussian import GaussianDensity
@@ -243,6 +245,21 @@ class Tree(Mixtures):
     def stack_log_prob(self, x: Tensor) -> Tensor:
         """The log density."""
         return self.log_prob(x)
+
+    def log_bins(self, levels: Tensor) -> Tensor:
+        """Log probability of each level (V,) that a pixel may round to, (P, D, V + 1, K).
+
+        By component of the first layer; the first code is that of missing pixels.
+        """
+        by_level = self.pixels.log_bins(levels).permute(0, 2, 3, 1)  # (P, D, V, K)
+        return functional.pad(by_level, (0, 0, 1, 0)).to(self.log_weights)
+
+    def log_mass(self, codes: Tensor, log_bins: Tensor) -> Tensor:
+        """Log probability of images of levels, (N,), given `log_bins` and codes (N, C, H, W)."""
+        windows = self.pixels.windows
+        climb = self._climb_from(lambda: look_up(log_bins, codes, windows), [])
+        ((_, whole),) = deque(climb, maxlen=1)
+        return tables.soft_maximum(whole.flatten(1) + self.log_weights)
 
     def in_units(self, log_prob: Tensor, x: Tensor, complete: bool = False) -> Tensor:
         """Log densities (N,) of what the layers see, as those of images, of another volume."""

@@ -167,9 +167,9 @@ class LayerwiseStack(BaseStack):
     tiling = False
 
     def __init__(
-        self, layers: Sequence[Layer], n_classes: None = None, *, pyramid: bool = False
+        self, layers: Sequence[Layer], n_classes: None = None, *, pixels: str = "tiles"
     ) -> None:
-        del n_classes, pyramid  # which only one density has
+        del n_classes, pixels  # which only one density has
         mixtures = [layer for layer in layers if layer.is_mixture]
         emissions = []
         for layer in mixtures:
@@ -233,7 +233,9 @@ class Clipped(Gaussian):
         return self.roots if torch.is_grad_enabled() else self.roots.detach()
 
     @torch.no_grad()
-    def start(self, x: Tensor, generator: torch.Generator, chosen: Tensor | None = None) -> None:
+    def start(
+        self, x: Tensor, generator: torch.Generator, chosen: Tensor | None = None
+    ) -> Tensor | None:
         """Draw small means, whatever the inputs; the published start."""
         start = torch.rand(
             self.means.shape, generator=generator, dtype=self.means.dtype, device=generator.device
@@ -241,6 +243,7 @@ class Clipped(Gaussian):
         self.means.copy_(_MEAN_RANGE * (2 * start - 1))
         self.roots.fill_(_START_VARIANCE**-0.5)
         self.constrain()
+        return None
 
     @torch.no_grad()
     def constrain(self) -> None:

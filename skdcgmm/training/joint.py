@@ -133,6 +133,7 @@ class Joint:
         temperature = max(1.0, _TEMPERATURE ** (1 - done / _TEMPERING)) if self._tempered else 1.0
         for group in self._optimizer.param_groups:
             group["lr"] = self._learning_rate * one_cycle(done)
+        self._stack.anneal(done if self._tempered else 1.0)
         values = log_prob(self._stack(), batch, temperature)  # (N,)
         total = (values if batch.weight is None else values * batch.weight).sum()
         loss = total / max(1, len(batch.x))
@@ -154,6 +155,8 @@ class Joint:
 
 
 JOINT = Defaults(Joint, LEARNING_RATE, N_STEPS, BATCH_SIZE)
+# Parts of two by two pixels learn as much from half the steps.
+ATOMS = JOINT._replace(n_steps=N_STEPS // 2)
 # Details in units of their own bear larger steps, and need fewer.
 PYRAMID = Defaults(Joint, 2 * LEARNING_RATE, N_STEPS // 2, BATCH_SIZE, n_few=150)
 

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from skdcgmm.model.windows import Size, Windows
 
+# Share of the pixels of a channel, and number, beyond which its lowest or highest value is an end.
+_END_SHARE, _END_NUMBER = 0.01, 2
 # Share of the average window's chance to be picked that every window has.
 _PICK_FLOOR = 0.01
 # Steps of k-means from which components of plain features start.
@@ -61,6 +63,10 @@ class PixelDensity(ABC):
         """Images (N, C, H, W) drawn given the component (N, rows, columns) of each window."""
 
     @abstractmethod
+    def log_bins(self, levels: Tensor) -> Tensor:
+        """Log probability of each level (V,) that a value may round to, (P, K, D, V)."""
+
+    @abstractmethod
     def mean(self, weights: Tensor) -> Tensor:
         """Mean images (N, C, H, W) given weights (N, K, rows, columns) of the components.
 
@@ -96,7 +102,7 @@ class Pixels(nn.Module, ABC):
 
     @abstractmethod
     def set_units(
-        self, count: Tensor, mean: Tensor, variance: Tensor, reg_covar: float | None
+        self, count: Tensor, mean: Tensor, variance: Tensor, x: Tensor, reg_covar: float | None
     ) -> None:
         """Bring images to the units of the layer, and bound its parameters.
 
@@ -104,13 +110,20 @@ class Pixels(nn.Module, ABC):
         ----------
         count, mean, variance : Tensor of shape (C, H, W), in double precision
             Of the observed values of the images to train on.
+        x : Tensor of shape (N, C, H, W)
+            Some of these images.
         reg_covar : float or None
             Least variance in units of the images; None chooses.
         """
 
     @abstractmethod
-    def start(self, x: Tensor, generator: torch.Generator) -> None:
+    def start(
+        self, x: Tensor, generator: torch.Generator, chosen: Tensor | None = None
+    ) -> Tensor | None:
         """Start at random, given some images (N, C, H, W)."""
+
+    def anneal(self, done: float) -> None:
+        """Change, given the share of training that is done, what is not learnt."""
 
     @property
     @abstractmethod
@@ -186,3 +199,23 @@ def n_inside(windows: Windows, positions: Size) -> float:
     if math.prod(positions) == 1:
         return windows.n_values
     return windows.input_shape[0] * windows.mean_area
+
+
+def no_ends(n_channels: int) -> Tensor:
+    """Ends of channels, (2, C, 1, 1), whose values have none: infinite."""
+    return torch.tensor([-math.inf, math.inf])[:, None, None, None].repeat(1, n_channels, 1, 1)
+
+
+def find_ends(x: Tensor) -> Tensor:
+    """Lowest and highest value of each channel of images, (2, C, 1, 1), if many have just that.
+
+    Infinite where a hundredth of the values, or less, are at an end.
+    """
+    values = x.movedim(1, 0).flatten(1)  # (C, N * H * W)
+    n_seen = (~values.isnan()).sum(1)  # (C,)
+    lowest = values.nan_to_num(nan=math.inf).amin(1)  # (C,)
+    highest = values.nan_to_num(nan=-math.inf).amax(1)
+    enough = (_END_SHARE * n_seen).clamp_min(_END_NUMBER)  # (C,)
+    many = [(values == end[:, None]).sum(1) > enough for end in (lowest, highest)]
+    ends = [torch.where(many[0], lowest, -math.inf), torch.where(many[1], highest, math.inf)]
+    return torch.stack(ends)[..., None, None]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from skdcgmm.model.bins import log_bins
 from skdcgmm.model.pixels import (
     PixelDensity,
     Pixels,
@@ -144,6 +145,17 @@ class GaussianDensity(PixelDensity):
         by_window = weights.flatten(2).permute(2, 0, 1)  # (R, N, K)
         return self.windows.fold_mean(by_window @ self.means) * self.scale + self.shift
 
+    def log_bins(self, levels: Tensor) -> Tensor:
+        """Log probability of each level that a value may round to, (P, K, D, V)."""
+        shift, scale = (
+            self.windows.unfold(units.expand(self.windows.input_shape)[None])[: len(self.means)]
+            for units in (self.shift, self.scale)
+        )  # each (P, 1, D); zero past a border
+        means = self.means * scale + shift  # (P, K, D)
+        roots = self.root_precisions / torch.where(scale > 0, scale, 1)  # (P, K, D)
+        inside = torch.ones(means.shape[2], len(levels), dtype=torch.bool, device=levels.device)
+        return log_bins(levels, inside, means.double(), roots.double())
+
     @cached_property
     def _natural(self) -> Natural:
         return self._natural_parameters(summed=False)
@@ -153,11 +165,10 @@ class GaussianDensity(PixelDensity):
         return self._natural_parameters(summed=True)
 
     def _natural_parameters(self, *, summed: bool) -> Natural:
-        natural: Callable[..., Natural] = _NaturalParameters.apply
         means, roots = self.means, self.root_precisions
         if self.in_double:
             means, roots = means.double(), roots.double()
-        return natural(means, roots, summed)
+        return natural_parameters(means, roots, summed=summed)
 
 
 class Gaussian(Pixels):
@@ -236,7 +247,7 @@ class Gaussian(Pixels):
         """Inverse standard deviations, (P, K, D), or (P, K, 1) if spherical."""
         return (self.min_variance + self.log_excess.exp()).rsqrt()
 
-    def forward(self) -> GaussianDensity:
+    def forward(self) -> PixelDensity:
         """The density at the present parameters."""
         # Without gradients now, none later: not even through natural parameters.
         means = self.means if torch.is_grad_enabled() else self.means.detach()
@@ -248,7 +259,7 @@ class Gaussian(Pixels):
 
     @torch.no_grad()
     def set_units(
-        self, count: Tensor, mean: Tensor, variance: Tensor, reg_covar: float | None
+        self, count: Tensor, mean: Tensor, variance: Tensor, x: Tensor, reg_covar: float | None
     ) -> None:
         """Shift and scale channels to a common variance; plain features one by one.
 
@@ -296,8 +307,13 @@ class Gaussian(Pixels):
         self.log_excess.copy_(excess.log())
 
     @torch.no_grad()
-    def start(self, x: Tensor, generator: torch.Generator, chosen: Tensor | None = None) -> None:
-        """Start every mean as a window of `x`, a random one unless chosen, and some noise."""
+    def start(
+        self, x: Tensor, generator: torch.Generator, chosen: Tensor | None = None
+    ) -> Tensor | None:
+        """Start every mean as a window of `x`, a random one unless chosen, and some noise.
+
+        Returns the numbers of the windows, (P, K); None if means are no windows.
+        """
         x = (x - self.shift) / self.scale
         windows = self.windows.unfold(x.nan_to_num(nan=0.0))  # (R, N, D)
         n_each = self.windows.n_windows * len(x) // len(self.means)
@@ -318,6 +334,7 @@ class Gaussian(Pixels):
         self.means.copy_(picked if plain else picked + _START_NOISE * noise)
         excess = torch.full_like(self.root_precisions, _START_EXCESS)
         self.set_variances(self.min_variance + excess)
+        return chosen
 
     @property
     def n_parameters(self) -> int:
@@ -355,11 +372,20 @@ class Gaussian(Pixels):
         return by_window if len(self.means) == len(by_window) else by_window[:1]
 
 
-class _NaturalParameters(torch.autograd.Function):
+def natural_parameters(means: Tensor, root_precisions: Tensor, *, summed: bool) -> Natural:
     """Weights of (x, x^2) in the log density, and its constant by value or summed over values.
 
-    They are (P, K, D), (P, K, D or 1), and (P, K, D) or (P, K, 1). Where mixtures are not shared
-    there are as many parameters as values in a batch: a tape would take thrice the passes.
+    They are (P, K, D), (P, K, D or 1), and (P, K, D) or (P, K, 1).
+    """
+    natural: Callable[..., Natural] = _NaturalParameters.apply
+    return natural(means, root_precisions, summed)
+
+
+class _NaturalParameters(torch.autograd.Function):
+    """The arithmetic of `natural_parameters`.
+
+    Where mixtures are not shared there are as many parameters as values in a batch: a tape would
+    take thrice the passes.
     """
 
     @staticmethod

@@ -254,7 +254,7 @@ class Details(Gaussian):
 
     @torch.no_grad()
     def set_units(
-        self, count: Tensor, mean: Tensor, variance: Tensor, reg_covar: float | None
+        self, count: Tensor, mean: Tensor, variance: Tensor, x: Tensor, reg_covar: float | None
     ) -> None:
         """Shift and scale each detail by its own mean and standard deviation.
 

@@ -141,7 +141,7 @@ class GenerativeDCGMM(BaseDCGMM):
             return rows_of(mixtures.variants(x, name, generation))
 
         repeated = images.take(np.repeat(np.arange(len(images)), n_samples))
-        drawn = self._map(repeated, rows)
+        drawn = self._map(repeated, rows, n_each=n_samples)
         return answer(X, drawn.reshape(len(images), n_samples, *images.row_shape))
 
     def impute(
@@ -306,11 +306,12 @@ def sharpen(
             (gradient,) = torch.autograd.grad(value.sum(), x)
         return value.detach(), gradient
 
-    rate = _FIRST_RATE * scale**2 * torch.ones_like(x[:, :1, :1, :1])  # (N, 1 or C, 1, 1)
+    rate = _FIRST_RATE * torch.ones_like(x[:, :1, :1, :1])  # (N, 1, 1, 1)
     value, gradient = value_and_gradient(x)
     values = [value]
     for _ in range(n_steps):
-        candidate = x + rate * gradient  # (N, C, H, W)
+        # Twice the scale, not its square, which may be beyond single precision.
+        candidate = x + scale * (rate * (scale * gradient))  # (N, C, H, W)
         new_value, new_gradient = value_and_gradient(candidate)
         rose = new_value > value  # (N,)
         value = torch.where(rose, new_value, value)

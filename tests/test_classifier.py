@@ -4,6 +4,8 @@ import itertools
 import pickle
 
 import numpy as np
+import pandas as pd
+import polars as pl
 import pytest
 import torch
 from hypothesis import given, settings
@@ -293,6 +295,12 @@ def test_warm_start_goes_on_with_the_same_classes(digits):
         (lambda y: ["a" if v > 4 else -1 for v in y], ValueError, "dtype object"),
         (lambda y: np.where(y > 4, np.nan, 1.0), ValueError, "Give -1 where"),
         (lambda y: np.where(y > 4, None, "a"), ValueError, "Give -1 where"),
+        (lambda y: np.where(y > 4, pd.NA, "a"), ValueError, "Give -1 where"),
+        (lambda y: pd.Series(y, dtype="Int64").where(y > 4), ValueError, "Give -1 where"),
+        (lambda _: pd.Series(["a"] * 99 + [None], dtype="string"), ValueError, "Give -1 where"),
+        (lambda _: pd.Series(["a"] * 99 + [None], dtype="category"), ValueError, "Give -1 where"),
+        (lambda _: pl.Series(["a"] * 99 + [None]), ValueError, "Give -1 where"),
+        (lambda y: torch.from_numpy(y).to_sparse(), TypeError, "y must be a dense tensor"),
         (lambda y: y + 0.5, ValueError, "Unknown label type: continuous"),
         (
             lambda y: np.where(y > 4, y.astype(object), "c1"),
@@ -308,6 +316,33 @@ def test_bad_labels(digits, fitted, make_y, error, message):
     with pytest.raises(error, match=f"(?s){message}"):
         clf.fit(X, make_y(y))
     assert clf.__dict__ == before
+
+
+@pytest.mark.parametrize("names", [False, True])
+def test_images_of_unknown_class_do_not_count_in_the_score(digits, fitted, names):
+    X, y = digits[0][:200], digits[1][:200]
+    clf = fitted
+    if names:
+        y = np.array(list("abcdefghij"))[y].astype(object)
+        clf = classifier(max_epochs=2).fit(X, y)
+    known = np.arange(200) % 3 == 0
+    few = np.where(known, y, -1)
+    assert clf.score(X, few) == clf.score(X[known], y[known])
+    weight = np.linspace(0, 1, 200)
+    expected = clf.score(X[known], y[known], sample_weight=weight[known])
+    assert clf.score(X, few, sample_weight=torch.from_numpy(weight)) == expected
+    with pytest.raises(ValueError, match="y must hold the class of some images"):
+        clf.score(X, np.full(200, -1))
+    with pytest.raises(ValueError, match="Give -1 where"):
+        clf.score(X, np.where(known, y, None))
+
+
+def test_a_search_over_images_of_which_few_are_labelled(digits):
+    X, y = digits
+    few = np.where(np.arange(600) < 150, y[:600], -1)
+    search = GridSearchCV(classifier(), {"max_epochs": [1, 30]}, cv=2).fit(X[:600], few)
+    assert search.best_params_ == {"max_epochs": 30}
+    assert search.best_score_ > 0.6
 
 
 def test_weights_choose_what_is_learnt(digits):

@@ -26,7 +26,7 @@ from skdcgmm.data import Batch, Data, FloatArray, Images, IntArray
 from skdcgmm.estimators import checks, planning
 from skdcgmm.estimators.checks import Seed
 from skdcgmm.estimators.planning import OBJECTIVES
-from skdcgmm.model import computing, ordinary_tensors, specs
+from skdcgmm.model import computing, ordinary_tensors, specs, tables
 from skdcgmm.model.specs import check_bool, check_choice, check_number
 from skdcgmm.model.stack import BaseStack, Stack
 from skdcgmm.model.tree import Mixtures
@@ -361,20 +361,34 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
             yield stack()
 
     def _map(
-        self, images: Images, function: Callable[[Any, Tensor], Tensor], n_held: int = 1
+        self,
+        images: Images,
+        function: Callable[[Any, Tensor], Tensor],
+        n_held: int = 1,
+        n_each: int = 1,
     ) -> NDArray[Any]:
         """Map a function of the fitted mixtures and of image tensors over images.
 
-        Memory holds the numbers of `n_held` passes up the stack at a time.
+        Memory holds the numbers of `n_held` passes up the stack at a time. Each row of X is there
+        `n_each` times.
         """
+        n_done = 0
+
+        def counted(x: Tensor) -> Tensor:
+            nonlocal n_done
+            values = function(mixtures, x)
+            n_done += len(x)
+            return values
+
         try:
             with self._mixtures() as mixtures:
                 n_numbers = n_held * mixtures.numbers_per_image
-                return images.map(lambda x: function(mixtures, x), self._stack.like, n_numbers)
-        except FloatingPointError as error:
+                return images.map(counted, self._stack.like, n_numbers)
+        except tables.ImageOverflowError as error:
             raise ValueError(
                 "X has values so far from those of fit that the densities of an image overflow, "
-                "and no cluster is likelier than another. Look for extreme values in X."
+                "and no cluster is likelier than another: the first such image is row "
+                f"{(n_done + error.image) // n_each}. Look for extreme values in X."
             ) from error
 
     def _responsibilities(self, images: Images, names: list[str]) -> FloatArray:

@@ -13,19 +13,21 @@ import numpy as np
 import torch
 from numpy.random import RandomState
 from numpy.typing import NDArray
+from sklearn import config_context
 from sklearn.base import BaseEstimator
 from sklearn.utils import (
     assert_all_finite,
     check_consistent_length,
     column_or_1d,
 )
+from sklearn.utils._missing import is_pandas_na, is_scalar_nan
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, validate_data
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from skdcgmm.analysis.spreading import spread_labels
-from skdcgmm.data import Data, FloatArray, Images, Stream, is_stream
+from skdcgmm.data import Data, FloatArray, Images, Stream, as_array, is_stream
 from skdcgmm.data.images import blocks, is_complete
 from skdcgmm.model import ordinary_tensors
 from skdcgmm.model.specs import check_number
@@ -37,6 +39,11 @@ Seed = int | RandomState | None
 # Rows that are looked at for pixels, and the least side of images that would be taken for such.
 _N_LOOKED_AT, _LEAST_SIDE = 100, 8
 _MAX_PIXEL = 2**16 - 1
+# Devices of torch on which no stack can be, and why.
+_NO_DEVICES = {
+    "meta": "it holds no numbers",
+    "mps": "it has no double precision, which training needs: choose device='cpu'",
+}
 
 EXPECTED_X = (
     "X must be a dense array or data frame of real numbers, finite or NaN where missing, of shape "
@@ -113,8 +120,7 @@ def check_images(
     ValueError, TypeError
         If X cannot be such an array.
     """
-    if isinstance(X, Tensor):
-        X = (X.float() if X.dtype == torch.bfloat16 else X).detach().cpu().numpy()
+    X = as_array(X, "X")
     if isinstance(X, Dataset | DataLoader):
         raise TypeError(
             f"X must be an array here; got {type(X).__name__}. Only fit, without classes, takes "
@@ -122,7 +128,8 @@ def check_images(
         )
     try:
         if not (hasattr(X, "ndim") or _is_frame(X)):
-            X = np.asarray(X)
+            rows = isinstance(X, list | tuple)
+            X = np.asarray([as_array(row, "X") for row in X] if rows else X)
         if np.ma.is_masked(X):
             X = X.astype(np.result_type(X.dtype, np.float32)).filled(np.nan)
         n_axes = getattr(X, "ndim", 2)
@@ -136,18 +143,17 @@ def check_images(
             row_shape = X.shape[1:]
             image_shape = _check_trailing(row_shape, image_shape)
             X = X.reshape(len(X), -1)
-        rows = validate_data(
-            estimator,
-            X,
-            # Small types stay as they are until a batch is made of them.
-            dtype=None if _exact_in_float32(X) else np.float64,
-            reset=reset,
-            ensure_all_finite=False,
-            ensure_min_samples=min_samples,
-        )
-        complete = is_complete(
-            rows, lambda part: assert_all_finite(part, allow_nan=True, input_name="X")
-        )
+        with config_context(array_api_dispatch=False):
+            rows = validate_data(
+                estimator,
+                X,
+                # These types stay as they are until a batch is made of them.
+                dtype=None if _stays(X) else np.float64,
+                reset=reset,
+                ensure_all_finite=False,
+                ensure_min_samples=min_samples,
+            )
+        complete = is_complete(rows)
     except (ValueError, TypeError) as error:
         says_all = ("expecting", "feature names", "X[None]")
         if any(part in str(error) for part in says_all):
@@ -179,7 +185,8 @@ def check_batch(
     if not hasattr(batch, "ndim"):
         raise TypeError(
             "X must have batches that are arrays or tensors of images, or tuples that begin with "
-            f"one; got a batch of type {type(batch).__name__}."
+            f"one; got a batch of type {type(batch).__name__}. Take the images out of it, as in "
+            "the collate_fn of a DataLoader."
         )
     shape = tuple(batch.shape[1:])
     if image_shape is not None and shape == image_shape and shape != _as_user_shape(image_shape):
@@ -219,7 +226,9 @@ def _check_several(shape: tuple[int, ...], image_shape: Shape) -> None:
 
 def _check_trailing(trailing: tuple[int, ...], image_shape: Shape | None) -> Shape | None:
     shape = check_image_shape(trailing) if 0 not in trailing else None
-    if image_shape is None and len(trailing) == 3 and trailing[0] in (1, 3) and trailing[2] > 4:
+    # Else they would be wider than high, and have more channels than rows.
+    first = image_shape is None and len(trailing) == 3 and trailing[0] < min(trailing[1:])
+    if first and trailing[2] > 4:
         raise ValueError(
             f"X has images of shape {trailing}, which looks like channels first; they must come "
             "last. Move them, as by np.moveaxis(X, 1, -1), or give image_shape=(height, width, "
@@ -239,16 +248,16 @@ def _is_frame(X: Any) -> bool:
     return hasattr(X, "head") and hasattr(X, "to_numpy")
 
 
-def _exact_in_float32(X: Any) -> bool:
-    """Whether X is of a type that float32 holds exactly."""
+def _stays(X: Any) -> bool:
+    """Whether X is of a type that float32 holds exactly, or float64, in any order of bytes."""
     if _is_frame(X):
         X = X.head(0).to_numpy()  # of the type that all columns have in common
         if X.dtype == bool:  # missing values would make objects of them
             return False
     dtype = getattr(X, "dtype", None)
-    if not isinstance(dtype, np.dtype) or not dtype.isnative:
+    if not isinstance(dtype, np.dtype):
         return False
-    return dtype != np.float64 and np.can_cast(dtype, np.float32)
+    return dtype.newbyteorder("=") == np.float64 or np.can_cast(dtype, np.float32)
 
 
 def check_weights(sample_weight: Any, images: Images) -> Images:
@@ -269,7 +278,10 @@ def check_weights(sample_weight: Any, images: Images) -> Images:
     if sample_weight is None:
         return images
     weight: FloatArray = _check_sample_weight(
-        sample_weight, images.rows, dtype=np.float64, ensure_non_negative=True
+        as_array(sample_weight, "sample_weight"),
+        images.rows,
+        dtype=np.float64,
+        ensure_non_negative=True,
     )
     if not any(ranks.gather(weight.any())):
         raise ValueError("sample_weight must have a positive sum; all weights are zero.")
@@ -298,8 +310,8 @@ def check_device(device: Any) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
-        if chosen.type == "meta":
-            raise RuntimeError("it holds no numbers")
+        if chosen.type in _NO_DEVICES:
+            raise RuntimeError(_NO_DEVICES[chosen.type])
         torch.empty(0, device=chosen)
     except (RuntimeError, TypeError, AssertionError, ImportError) as error:
         raise ValueError(
@@ -330,9 +342,7 @@ def check_mask(mask: Any, images: Images) -> NDArray[np.bool_]:
     """A mask of missing pixels as rows, (n_samples, features); None hides nothing."""
     if mask is None:
         return np.zeros(images.rows.shape, dtype=bool)
-    if isinstance(mask, Tensor):
-        mask = mask.cpu()
-    hidden: NDArray[np.bool_] = np.asarray(mask)
+    hidden: NDArray[np.bool_] = np.asarray(as_array(mask, "mask"))
     if hidden.dtype != bool:
         raise TypeError(f"mask must hold booleans, true where X is missing; got {hidden.dtype}.")
     expected = (len(images), *images.row_shape)
@@ -351,7 +361,7 @@ def warn_of_pixels(rows: NDArray[Any]) -> None:
     if not shapes or shapes[0][0] < _LEAST_SIDE:
         return
     some = rows[np.linspace(0, len(rows) - 1, _N_LOOKED_AT).astype(int)]
-    some = some[~np.isnan(some)] if some.dtype.kind == "f" else some.ravel()
+    some = some[~np.isnan(some)].astype(np.float64)
     if not some.size:
         return
     # Zeros and ones are as well the answers to questions.
@@ -389,11 +399,37 @@ def unchanged_on_failure(estimator: BaseEstimator) -> Iterator[Callable[[], None
         kept = {k: v for k, v in estimator.__dict__.items() if k not in _OF_CALLBACKS}
 
     try:
-        with ordinary_tensors():
+        # What is fitted inside is arrays.
+        with ordinary_tensors(), config_context(array_api_dispatch=False):
             yield keep
     except BaseException as error:
         estimator.__dict__ = before if isinstance(error, ValueError | TypeError) else kept
         raise
+
+
+def read_labels(y: Any) -> NDArray[Any]:
+    """Labels as an array of which none is missing.
+
+    Raises
+    ------
+    ValueError
+        If they are not one value an image, or some are NaN, NA, None or infinite.
+    """
+    with config_context(array_api_dispatch=False):
+        labels: NDArray[Any] = column_or_1d(as_array(y, "y"), warn=True)
+    if any(
+        value is None or is_scalar_nan(value) or is_pandas_na(value) for value in labels.tolist()
+    ):
+        raise ValueError("y contains NaN, NA or None. Give -1 where the class is unknown.")
+    assert_all_finite(labels, input_name="y")
+    return labels
+
+
+def is_known(labels: NDArray[Any]) -> NDArray[np.bool_]:
+    """Where labels are not -1, which means unknown."""
+    if labels.dtype.kind not in "biufO":
+        return np.ones(len(labels), dtype=bool)
+    return np.array([label != -1 for label in labels.tolist()], dtype=bool)
 
 
 def encode_labels(y: Any) -> tuple[NDArray[Any], NDArray[np.int64]]:
@@ -411,18 +447,15 @@ def encode_labels(y: Any) -> tuple[NDArray[Any], NDArray[np.int64]]:
             "DCGMMClassifier requires y to be passed, but the target y is None. Give each image "
             "its class, or -1 where it is unknown."
         )
-    own = column_or_1d(as_array(y), warn=True)
+    own = read_labels(y)
     of_all = ranks.gather(own)
     labels = np.concatenate(of_all)
-    if any(value is None or value != value for value in labels.tolist()):
-        raise ValueError("y contains NaN or None. Give -1 where the class is unknown.")
-    assert_all_finite(labels, input_name="y")
     if labels.dtype.kind in "US" and (labels == "-1").any():
         raise ValueError(
             "y holds '-1' among names: with -1 for unknown, y must be of dtype object, such as "
             "np.array(['cat', -1], dtype=object)."
         )
-    known = np.flatnonzero(labels != -1) if labels.dtype.kind in "biufO" else np.arange(len(labels))
+    known = np.flatnonzero(is_known(labels))
     if not len(known):
         raise ValueError(
             f"y must hold the class of some images; all of {len(labels)} are -1, which is unknown."
@@ -454,8 +487,3 @@ def encode_labels(y: Any) -> tuple[NDArray[Any], NDArray[np.int64]]:
     encoded[known] = numbers
     first = sum(len(part) for part in of_all[: ranks.rank()])
     return classes, encoded[first : first + len(own)]
-
-
-def as_array(y: Any) -> Any:
-    """Labels as an array, if they are a tensor."""
-    return y.detach().cpu().numpy() if isinstance(y, Tensor) else y

@@ -8,11 +8,12 @@ import torch
 from numpy.typing import NDArray
 from sklearn.base import ClassifierMixin
 from sklearn.metrics import accuracy_score
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils import check_consistent_length
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 
-from skdcgmm.data import FloatArray, Images
+from skdcgmm.data import FloatArray, Images, as_array
 from skdcgmm.estimators.attributes import NamedLayers
-from skdcgmm.estimators.checks import Seed, answer, as_array, encode_labels
+from skdcgmm.estimators.checks import Seed, answer, encode_labels, is_known, read_labels
 from skdcgmm.estimators.generative import GenerativeDCGMM
 
 
@@ -132,14 +133,28 @@ checkpoint, checkpoint_minutes
         ----------
         X : array-like or Tensor, as in `fit`
         y : array-like of shape (n_samples,)
+            Images whose class is unknown, -1, do not count.
         sample_weight : array-like of shape (n_samples,), default=None
 
         Returns
         -------
         float
+
+        Raises
+        ------
+        ValueError
+            If no class is known, or some are missing otherwise.
         """
-        predicted = self._predict_images(self._check_fitted_images(X))
-        return float(accuracy_score(as_array(y), predicted, sample_weight=sample_weight))
+        images, labels = self._check_fitted_images(X), read_labels(y)
+        check_consistent_length(images.rows, labels)
+        known = np.flatnonzero(is_known(labels))
+        if not len(known):
+            raise ValueError("y must hold the class of some images; all are -1, which is unknown.")
+        if sample_weight is not None:
+            sample_weight = _check_sample_weight(as_array(sample_weight, "sample_weight"), labels)
+            sample_weight = sample_weight[known]
+        predicted = self._predict_images(images.take(known))
+        return float(accuracy_score(labels[known], predicted, sample_weight=sample_weight))
 
     def predict_proba(self, X: Any) -> Any:
         """Probability of each class given the image; missing pixels are marginalised.

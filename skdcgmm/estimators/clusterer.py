@@ -392,7 +392,7 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
         """What `predict` answers."""
         return cast("IntArray", self._cluster_probabilities(images).argmax(1))
 
-    def fit_predict(self, X: Any, y: Any = None, **kwargs: Any) -> NDArray[Any]:
+    def fit_predict(self, X: Any, y: Any = None, **kwargs: Any) -> Any:
         """Train the stack, and return the cluster of each image.
 
         Parameters
@@ -404,7 +404,7 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
 
         Returns
         -------
-        ndarray of shape (n_samples,)
+        ndarray or Tensor of shape (n_samples,)
 
         Raises
         ------
@@ -412,7 +412,7 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
             If X comes in batches, whose order may change.
         """
         checks.refuse_stream(X, "fit_predict", "fit, then predict")
-        return self.fit(X, y, **kwargs).labels_
+        return checks.answer(X, self.fit(X, y, **kwargs).labels_)
 
     def predict(self, X: Any) -> Any:
         """Cluster of each image: that of largest responsibility.

@@ -188,7 +188,9 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
             self.checkpoint, self.checkpoint_minutes, named, rng=rng, classes=_CLASSES
         )
 
-    def _start(self, data: Data, rng: RandomState) -> tuple[BaseStack, Any]:
+    def _start(
+        self, data: Data, rng: RandomState, *, stream: bool = False
+    ) -> tuple[BaseStack, Any]:
         """A new stack that has been started, or a copy of the earlier fit's, and its progress."""
         plain = data.shape[1:] == (1, 1)
         if plain and isinstance(data, Images) and planning.is_auto(self):
@@ -196,12 +198,21 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
         n_classes = len(self.classes_) if is_classifier(self) else None
         complete = all(ranks.gather(data.complete))
         n_images = ranks.total(len(data))
-        stack = planning.build(self, data.shape, n_images, n_classes, complete=complete)
+        stack = planning.build(
+            self, data.shape, n_images, n_classes, complete=complete, stream=stream
+        )
         self._mixture_name(stack, "score_layer", self.score_layer)
         self._check_stack(stack)
-        if self.warm_start and hasattr(self, "_stack") and stack.same_layers(self._stack):
-            earlier = copy.deepcopy(self._stack_in_place())
-            return earlier, self._progress and self._progress.again()
+        if self.warm_start and hasattr(self, "_stack"):
+            if planning.goes_on(self, stack, self._stack):
+                earlier = copy.deepcopy(self._stack_in_place())
+                return earlier, self._progress and self._progress.again()
+            warnings.warn(
+                "warm_start=True, but layers, pixels, objective or the shape of the images are no "
+                "longer those of the earlier fit: the stack starts anew, and nothing of that fit "
+                "goes on. Set them back to go on, or warm_start=False.",
+                stacklevel=4,
+            )
         planning.start(stack, data, self.reg_covar, rng)
         return stack.to(checks.check_device(self.device)), None
 

@@ -1,6 +1,7 @@
 """`DCGMMEstimator`: the stack as a scikit-learn clusterer, transformer and density."""
 
 import copy
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -11,6 +12,7 @@ import torch
 from numpy.random import RandomState
 from numpy.typing import NDArray
 from sklearn.base import ClusterMixin, TransformerMixin
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 from torch import Tensor
@@ -23,13 +25,18 @@ from skdcgmm.estimators import checks
 from skdcgmm.estimators.attributes import NamedLayers
 from skdcgmm.estimators.checks import Seed
 from skdcgmm.estimators.generative import GenerativeDCGMM, rows_of
-from skdcgmm.estimators.planning import check_n_clusters, defaults_of
+from skdcgmm.estimators.planning import check_n_clusters, defaults_of, is_auto
 from skdcgmm.model.specs import check_number
 from skdcgmm.model.stack import BaseStack
 from skdcgmm.model.tree import Mixtures
 from skdcgmm.training import ranks
 from skdcgmm.training.watchers import Checkpoint
 
+# Images of a first chunk below which a stream is warned.
+_FIRST_CHUNK = 60
+# A later chunk is of other units than the first if a pixel of the images that are looked at varies
+# by this many times as much.
+_OTHER_UNITS, _N_LOOKED_AT = 10.0, 100
 # Top components up to which they are merged into a tree of clusters unless fewer are asked for.
 _MAX_MERGED = 1000
 
@@ -105,8 +112,9 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
         were likeliest, of a layer-wise stack of those after annealing. None judges by the training
         loss.
     warm_start : bool, default=False
-        Whether `fit` starts from the earlier fit if the stack is the same; then also in its
-        precision and with its `reg_covar`, and if layer-wise with its annealing where it stood.
+        Whether `fit` starts from the earlier fit if the stack is the same, or "auto" as before, for
+        any number of images; then also in its precision and with its `reg_covar`, and if layer-wise
+        with its annealing where it stood. It warns if the stack is another one, and starts anew.
     device : str or torch.device, default="auto"
         Where to compute: "auto" is the GPU if there is one, else the CPU.
     random_state : int, RandomState instance or None, default=None
@@ -193,7 +201,7 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
     (3, 64)
     """
 
-    _LEARNT_FROM_STACK = ("labels_", "children_", "distances_")
+    _LEARNT_FROM_STACK = ("labels_", "children_", "distances_", "_without_units")
     _auto_pixels: ClassVar[str] = "pyramid"
 
     n_clusters: int | None = field(default=None, kw_only=False)
@@ -232,7 +240,18 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
         all end with the same model. Ctrl-C ends the training with a warning, and the model of the
         last complete epoch; after the last epoch it is an error, but what has been trained stays.
         """
-        return self._fit(X, y, sample_weight)
+        self._fit(X, y, sample_weight)
+        if self.n_clusters is not None and hasattr(self, "labels_"):
+            n_found = len(np.unique(np.concatenate(ranks.gather(np.unique(self.labels_)))))
+            if n_found < self.n_clusters:
+                warnings.warn(
+                    f"Only {n_found} of n_clusters={self.n_clusters} clusters have images of X, "
+                    "which may hold fewer kinds of images, or the same ones many times. Choose "
+                    "fewer clusters.",
+                    ConvergenceWarning,
+                    stacklevel=2,
+                )
+        return self
 
     def _check_stack(self, stack: BaseStack) -> None:
         if self.transform_layers is not None:
@@ -270,7 +289,9 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
         """Go once over a chunk of images.
 
         The first chunk fixes the scale of the images and the stack, whose components start from its
-        images: let it hold more of them than the stack has components. Each chunk merges top
+        images: let it hold as many as it can, and various ones. The stack of `layers="auto"` is
+        planned for more images to come, and has as many components as the first chunk can start. A
+        first chunk that tells no units, or very few images, are warned of. Each chunk merges top
         components anew into clusters, whose numbers may change.
         The learning rate is planned for 1000 steps of `batch_size` images ("joint") or 4000
         ("layerwise"), and the model is of little use before most of them are done; after them, and
@@ -290,7 +311,8 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
         with checks.unchanged_on_failure(self) as keep:
             self._check_parameters()
             rng = ranks.of_first(check_random_state(self.random_state))
-            if hasattr(self, "_stack"):
+            has_units = True
+            if hasattr(self, "_stack") and not hasattr(self, "_without_units"):
                 if self.objective != self._fitted_objective:
                     raise ValueError(
                         f"objective must stay {self._fitted_objective!r} in a stream that has "
@@ -301,14 +323,40 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
                 data = checks.check_weights(sample_weight, images)
                 check_n_clusters(self.n_clusters, self._stack.top.n_components)
                 stack, progress = copy.deepcopy(self._stack_in_place()), self._progress
+                _check_units(stack, images)
             else:
                 shape = checks.check_image_shape(self.image_shape)
                 images = checks.check_images(self, X, shape, reset=True, min_samples=2)
                 data = checks.check_weights(sample_weight, images)
-                stack, progress = self._start(data, rng)
+                has_units = self._check_first_chunk(data)
+                stack, progress = self._start(data, rng, stream=True)
             self._train(stack, progress, data, rng, keep, Checkpoint(rng=rng))
+            if not has_units:
+                self._without_units = True
             self._set_labels(images)
         return self
+
+    def _check_first_chunk(self, data: Images) -> bool:
+        """Warn if a stream begins with images that tell too little of those to come.
+
+        Returns whether they tell its units.
+        """
+        varies = any(moments.variance.any() for moments in ranks.gather(data.moments()))
+        n_images = ranks.total(len(data))
+        if not varies:
+            warnings.warn(
+                "X holds the same image many times, which gives a stream no units: the next chunk "
+                "will start the stack anew. Begin with images that differ.",
+                stacklevel=3,
+            )
+        elif is_auto(self) and data.shape[1:] != (1, 1) and n_images < _FIRST_CHUNK:
+            warnings.warn(
+                f"The stack of a stream is planned by its first chunk, and starts from it: of "
+                f"{n_images} images, no layer can have more than {n_images} components. Begin with "
+                "more images, some hundreds or thousands, or give layers.",
+                stacklevel=3,
+            )
+        return varies
 
     def reset_annealing(self, fraction: float = 1.0) -> Self:
         """Open the schedules of training again, so that `partial_fit` can learn new images.
@@ -475,7 +523,9 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
         -------
         ndarray or Tensor of shape (n_samples, n_features_out)
             `n_clusters` features; with `transform_layers`, those of one layer after the other, each
-            in the order (row, column, component).
+            in the order (row, column, component). Without either, and with `layers="auto"`, as many
+            as the number of images allowed components: set `n_clusters` where all folds of a
+            cross-validation must have as many.
         """
         if self.transform_layers is None:
             return self.predict_proba(X)
@@ -584,6 +634,7 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
         -------
         float
             In nats and the units of X: another scaler before the stack gives other densities.
+            The same for all `n_clusters` into which components are merged: it compares layers.
             Comparable, at the same `reg_covar`, between any two joint stacks; and with
             `sklearn.mixture.GaussianMixture.score`, whose `reg_covar` is added to variances that it
             only bounds here, to the disadvantage of that mixture.
@@ -602,3 +653,17 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
         if not counted.any():
             raise ValueError("sample_weight must have a positive sum; all weights are zero.")
         return float(np.average(values[counted], weights=weight[counted]))
+
+
+def _check_units(stack: BaseStack, images: Images) -> None:
+    """Warn if a chunk varies by far more than that by which a stream's units were set."""
+    some = images.take(np.arange(min(len(images), _N_LOOKED_AT)))
+    deviation = np.sqrt(some.moments().variance).reshape(-1, images.shape[0])  # (H * W, C)
+    scale = stack.scale.double().expand(images.shape[0], 1, 1).flatten().numpy(force=True)
+    if (deviation > _OTHER_UNITS * scale).any():
+        warnings.warn(
+            "X varies by far more than the first chunk of the stream, which has set the units and "
+            "the bounds of the variances: what follows is learnt badly. Begin anew with images "
+            "that vary as these do.",
+            stacklevel=3,
+        )

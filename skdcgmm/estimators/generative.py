@@ -1,5 +1,6 @@
 """Methods of the estimators that score and make images."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -68,12 +69,28 @@ class GenerativeDCGMM(BaseDCGMM):
         rows = torch.cat(images).reshape(n_samples, *self._row_shape)
         return rows.numpy(), torch.cat(drawn).numpy()
 
+    def _criterion_density(self, X: Any, name: str) -> FloatArray:
+        """Log density of each image for a criterion; a warning if it is asked about clusters."""
+        check_is_fitted(self)
+        n_components = self._stack.top.n_components
+        if self.n_clusters not in (None, n_components):
+            warnings.warn(
+                f"{name} is the same for all n_clusters: {self.n_clusters} clusters are merged "
+                f"from {n_components} components, and the density is that of the components. It "
+                "compares layers. For a number of clusters, look at distances_, as by "
+                "skdcgmm.plotting.DendrogramDisplay.",
+                stacklevel=3,
+            )
+        return self._log_density(X)
+
     def _log_density(self, X: Any) -> FloatArray:
         """Log density of each image, in double precision."""
         return self._score(self._check_fitted_images(X), "density", -1).astype(np.float64)
 
     def bic(self, X: Any) -> float:
-        """Bayesian information criterion on X; the lower the better.
+        """Bayesian information criterion on X, which compares layers; the lower the better.
+
+        It is the same for all `n_clusters` into which components are merged, with a warning.
 
         Parameters
         ----------
@@ -83,11 +100,13 @@ class GenerativeDCGMM(BaseDCGMM):
         -------
         float
         """
-        log_density = self._log_density(X)
+        log_density = self._criterion_density(X, "bic")
         return float(self._stack.n_parameters * np.log(len(log_density)) - 2 * log_density.sum())
 
     def aic(self, X: Any) -> float:
-        """Akaike information criterion on X; the lower the better.
+        """Akaike information criterion on X, which compares layers; the lower the better.
+
+        It is the same for all `n_clusters` into which components are merged, with a warning.
 
         Parameters
         ----------
@@ -97,7 +116,8 @@ class GenerativeDCGMM(BaseDCGMM):
         -------
         float
         """
-        return float(2 * self._stack.n_parameters - 2 * self._log_density(X).sum())
+        log_density = self._criterion_density(X, "aic")
+        return float(2 * self._stack.n_parameters - 2 * log_density.sum())
 
     def sample_like(
         self,

@@ -39,14 +39,22 @@ def is_auto(estimator: Any) -> bool:
 
 
 def _plan(
-    estimator: Any, shape: Shape, n_images: int, n_classes: int | None, *, pyramid: bool
+    estimator: Any,
+    shape: Shape,
+    n_images: int,
+    n_classes: int | None,
+    *,
+    pyramid: bool,
+    stream: bool,
 ) -> NamedSpecs:
     """The layers that the parameters of an estimator ask for."""
     layers = estimator.layers
     if is_auto(estimator):
         if estimator.objective == "joint":
-            n_clusters = estimator.n_clusters
-            return specs.auto(shape, n_images, n_clusters, n_classes=n_classes, pyramid=pyramid)
+            return specs.auto(
+                shape, n_images, estimator.n_clusters, n_classes=n_classes, pyramid=pyramid,
+                stream=stream,
+            )  # fmt: skip
         return published.auto(shape, n_images, estimator.n_clusters)
     if isinstance(layers, str):
         return published.preset(layers, shape)
@@ -71,6 +79,19 @@ def _takes_pyramid(estimator: Any, *, complete: bool) -> bool:
     return bool(estimator.pixels == "pyramid")
 
 
+def goes_on(estimator: Any, stack: BaseStack, earlier: BaseStack) -> bool:
+    """Whether an earlier stack is what is asked for, so that a warm start goes on with it.
+
+    One that "auto" has chosen for another number of images is, if it can be merged into as many
+    clusters as now; but a flat mixture has just as many components.
+    """
+    if not is_auto(estimator):
+        return stack.same_layers(earlier)
+    n_clusters, n_found = estimator.n_clusters or 1, earlier.top.n_components
+    enough = n_found >= n_clusters if len(stack.names) > 1 else n_found == stack.top.n_components
+    return enough and stack.same_layers(earlier, n_components=False)
+
+
 def refuse_missing(purpose: str) -> NoReturn:
     """Raise an error: missing pixels are not for this purpose in a pyramid."""
     raise ValueError(
@@ -88,10 +109,11 @@ def build(
     device: str = "cpu",
     *,
     complete: bool = True,
+    stream: bool = False,
 ) -> BaseStack:
     """Build the stack that an estimator asks for.
 
-    `complete` says that no pixel is missing.
+    `complete` says that no pixel is missing; `stream`, that more images are to come.
 
     Raises
     ------
@@ -101,7 +123,7 @@ def build(
     """
     joint = estimator.objective == "joint"
     pyramid = _takes_pyramid(estimator, complete=complete)
-    plan = _plan(estimator, shape, n_images, n_classes, pyramid=pyramid)
+    plan = _plan(estimator, shape, n_images, n_classes, pyramid=pyramid, stream=stream)
     layers = specs.lay_out(plan, shape, tiling=joint)
     mixtures = [layer for layer in layers if layer.is_mixture]
     for layer in mixtures:

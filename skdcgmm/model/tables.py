@@ -74,7 +74,7 @@ class ImageOverflowError(FloatingPointError):
 
 
 def check_finite(values: Tensor) -> Tensor:
-    """The values (N, ...) themselves, or an `ImageOverflowError` if those of an image are not finite."""
+    """The values (N, ...), or an `ImageOverflowError` if those of an image are not finite."""
     finite = values.isfinite()
     if not finite.all():
         raise ImageOverflowError(int(finite.view(len(values), -1).all(1).int().argmin()))

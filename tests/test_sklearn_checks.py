@@ -1,6 +1,12 @@
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from skdcgmm import ConvGMM, DCGMMClassifier, DCGMMEstimator, DCGMMOutlierDetector
+from skdcgmm import (
+    ConvGMM,
+    DCGMMClassifier,
+    DCGMMEstimator,
+    DCGMMImputer,
+    DCGMMOutlierDetector,
+)
 
 NO_DENSITY = "score is a mean log density, which a layer-wise stack of several layers has not"
 RANDOM_BATCHES = "weights change which images a batch and the start hold, and so the local optimum"
@@ -52,6 +58,7 @@ def expected_failures(estimator):
         deep_detector(),
         DCGMMClassifier(max_epochs=30),
         deep_classifier(),
+        DCGMMImputer(max_epochs=30),
     ],
     expected_failed_checks=expected_failures,
 )

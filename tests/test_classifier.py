@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import logsumexp
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
@@ -316,6 +317,68 @@ def test_bad_labels(digits, fitted, make_y, error, message):
     with pytest.raises(error, match=f"(?s){message}"):
         clf.fit(X, make_y(y))
     assert clf.__dict__ == before
+
+
+def test_densities_of_classes_add_up_to_the_density(digits, fitted):
+    X, y = digits[0][:50], digits[1][:50]
+    of_classes = np.stack([fitted.score_samples(X, label) for label in fitted.classes_], 1)
+    prior = fitted.weights_["convgmm2"] @ fitted.class_probabilities_
+    expected = fitted.score_samples(X)
+    np.testing.assert_allclose(logsumexp(of_classes, 1, b=prior), expected, rtol=1e-4, atol=1e-3)
+    posterior = np.exp(of_classes - expected[:, None]) * prior
+    np.testing.assert_allclose(posterior, fitted.predict_proba(X), atol=1e-3)
+    # Each its own, or none.
+    some = np.where(np.arange(50) % 2, y, -1)
+    own = np.where(some >= 0, of_classes[np.arange(50), y], expected)
+    np.testing.assert_allclose(fitted.score_samples(X, some), own, rtol=1e-4)
+
+
+@pytest.mark.parametrize("pixels", ["tiles", "pyramid"])
+def test_what_is_filled_in_and_drawn_is_of_the_class(digits, pixels):
+    X, y = digits
+    clf = classifier(pixels=pixels, max_epochs=15).fit(X[:900], y[:900])
+    upper = X[900:1000].copy()
+    upper[:, 32:] = np.nan
+    known, truth = y[900:1000], X[900:1000]
+    errors = [np.square(clf.impute(upper, y=labels) - truth).mean() for labels in (None, known)]
+    assert errors[1] < 0.95 * errors[0]
+    shares = []
+    for labels in (None, known):
+        drawn = {"method": "sample", "temperature": 0, "random_state": 0}
+        whole = clf.impute(upper, y=labels, **drawn)
+        similar = clf.sample_like(upper, y=labels, temperature=0, random_state=0)[:, 0]
+        shares.append([(clf.predict(images) == known).mean() for images in (whole, similar)])
+    assert (np.array(shares[1]) > np.array(shares[0]) + 0.05).all()
+    # One class for all, and whatever order they are in.
+    threes = np.full(100, 3)
+    np.testing.assert_array_equal(clf.impute(upper, y=3), clf.impute(upper, y=threes))
+    order = np.argsort(known)
+    np.testing.assert_allclose(
+        clf.impute(upper[order], y=known[order]), clf.impute(upper, y=known)[order], atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("method", ["score_samples", "impute", "sample_like"])
+def test_classes_that_there_are_not(digits, fitted, method):
+    X = digits[0][:4]
+    call = getattr(fitted, method)
+    with pytest.raises(ValueError, match=r"y must be among classes_.*got 11"):
+        call(X, y=[1, 2, 11, -1])
+    with pytest.raises(ValueError, match="y must be among classes_"):
+        call(X, y="three")
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        call(X, y=[1, 2])
+    with pytest.raises(ValueError, match="Give -1 where"):
+        call(X, y=[1, 2, None, 3])
+    far = X.copy()
+    far[2, 5] = 1e20
+    if method == "impute":
+        with pytest.raises(ValueError, match="the first such image is row 2"):
+            call(far, y=[1, 2, 1, 3])
+    if method == "score_samples":
+        clf = pickle.loads(pickle.dumps(fitted)).set_params(score_method="layer")
+        with pytest.raises(ValueError, match="score_method must be 'density' where y is given"):
+            clf.score_samples(X, 3)
 
 
 @pytest.mark.parametrize("names", [False, True])

@@ -1,4 +1,5 @@
 import copy
+import itertools
 import pickle
 
 import joblib
@@ -17,6 +18,7 @@ from sklearn.mixture import GaussianMixture
 from sklearn.model_selection import GridSearchCV, KFold, cross_val_score
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import MinMaxScaler
+from torch.utils.data import TensorDataset
 
 from skdcgmm import ConvGMM, DCGMMClassifier, DCGMMEstimator, DCGMMOutlierDetector, MaxPool
 from skdcgmm.published.objective import LAYERWISE
@@ -225,6 +227,87 @@ def test_validation_keeps_the_best_epoch():
     held_out = [row["validation_loss"] for row in est.history_]
     assert max(held_out) > held_out[-1] + 10  # the last one has learnt the images by heart
     assert est.score(X[400:]) > 15
+
+
+@pytest.mark.parametrize("objective", ["joint", "layerwise"])
+def test_images_of_ones_own_judge_the_progress(digits, objective):
+    X = digits[0]
+    parameters = {"image_shape": (8, 8), "objective": objective, "max_epochs": 4}
+    est = DCGMMEstimator(batch_size=50, random_state=0, **parameters)
+    own, others = X[:700], X[700:]
+    plain = clone(est).fit(own)
+    judged = clone(est).fit(own, X_val=others)
+    assert [row["loss"] for row in judged.history_] == [row["loss"] for row in plain.history_]
+    if objective == "joint":
+        best = max(row["validation_loss"] for row in judged.history_)
+        assert judged.score(others) == pytest.approx(best, rel=1e-5)
+    streamed = clone(est).fit(TensorDataset(torch.from_numpy(own)), X_val=torch.from_numpy(others))
+    assert np.isfinite([row["validation_loss"] for row in streamed.history_]).all()
+
+
+def test_images_of_ones_own_in_the_other_estimators(digits):
+    X, y = digits
+    parameters = {"image_shape": (8, 8), "max_epochs": 4, "random_state": 0}
+    new, others = X[900:], X[:900]
+    detector = DCGMMOutlierDetector(contamination=0.2, **parameters).fit(others, X_val=new)
+    assert np.mean(detector.predict(new) == -1) == pytest.approx(0.2, abs=0.05)
+    clf = DCGMMClassifier(**parameters).fit(others, y[:900], X_val=new, y_val=y[900:])
+    alone = DCGMMClassifier(**parameters).fit(others, y[:900], X_val=new)
+    expected = np.mean(alone.score_samples(new))
+    assert alone.history_[-1]["validation_loss"] == pytest.approx(expected, rel=1e-4)
+    probabilities = clf.predict_proba(new)[np.arange(len(new)), y[900:]]
+    expected = clf.score_samples(new).mean() + np.log(probabilities).mean()
+    assert clf.history_[-1]["validation_loss"] == pytest.approx(expected, rel=1e-3)
+    with pytest.raises(ValueError, match=r"y_val must be among classes_.*got 12"):
+        clf.fit(others, y[:900], X_val=new, y_val=y[900:] + 3)
+
+
+@pytest.mark.parametrize(
+    ("X_val", "parameters", "error", "message"),
+    [
+        (np.zeros((3, 5)), {}, ValueError, "X_val must be images like those of X: .*5 features"),
+        (np.zeros((0, 64)), {}, ValueError, "X_val must be images like those of X: .*0 sample"),
+        (["a"], {}, ValueError, "X_val must be images like those of X: "),
+        (np.zeros((3, 64)), {"validation_fraction": 0.1}, ValueError, "must be None where X_val"),
+    ],
+)
+def test_images_that_cannot_judge(digits, X_val, parameters, error, message):
+    est = deep().fit(digits[0][:50])
+    before = dict(vars(est))
+    with pytest.raises(error, match=message):
+        clone(est).set_params(**parameters).fit(digits[0][:50], X_val=X_val)
+    with pytest.raises(error, match=message):
+        est.set_params(**parameters).fit(digits[0][:50], X_val=X_val)
+    assert {**vars(est), **before} == {**before, **vars(est), "validation_fraction": None}
+
+
+@pytest.mark.parametrize("objective", ["joint", "layerwise"])
+def test_training_ends_and_is_annealed_when_its_time_is_over(digits, objective, monkeypatch):
+    """Each look at the clock is a second: of a thousand steps there is time for a few."""
+    X, seconds = digits[0], itertools.count()
+    monkeypatch.setattr("time.monotonic", lambda: float(next(seconds)))
+    layers = [ConvGMM(5, 4), ConvGMM(4)]
+    parameters = {"layers": layers, "image_shape": (8, 8), "objective": objective}
+    est = DCGMMEstimator(max_minutes=0.5, batch_size=50, random_state=0, **parameters).fit(X)
+    assert est._progress.steps >= 1000
+    assert est.n_iter_ == 1
+    if objective == "layerwise":
+        radii = [est.history_[-1][f"convgmm{i}__radius"] for i in (1, 2)]
+        assert radii == [0.01, 0.01]
+    else:
+        # A short training of the same number of steps.
+        short = DCGMMEstimator(max_epochs=1, batch_size=60, random_state=0, **parameters).fit(X)
+        assert est._progress.steps == est._progress.n_steps
+        assert est.score_samples(X).mean() > short.score_samples(X).mean() - 3
+
+
+def test_time_enough_changes_nothing(digits):
+    X = digits[0][:200]
+    est = deep().fit(X)
+    with_time = deep(max_minutes=60.0).fit(X)
+    np.testing.assert_array_equal(with_time.predict_proba(X), est.predict_proba(X))
+    with pytest.raises(ValueError, match="max_minutes must be a number > 0, or None"):
+        deep(max_minutes=0).fit(X)
 
 
 def test_warm_start_goes_on_where_the_fit_ended(digits):

@@ -66,14 +66,14 @@ class Epochs(NamedTuple):
         Makes the batches of the next epoch.
     validation : callable or None
         Makes the batches of the images held out.
-    held_out : ndarray or None
-        Their numbers, in random order.
+    held_out : callable or None
+        Gives some of them, at most a number.
     """
 
     n_batches: int
     batches: Callable[[], Iterable[Batch]]
     validation: Callable[[], Iterable[Batch]] | None = None
-    held_out: IntArray | None = None
+    held_out: Callable[[int], "Images"] | None = None
 
 
 class Moments(NamedTuple):
@@ -255,7 +255,18 @@ class Images:
         if not total(n_held_out):
             return epochs
         validation = partial(batches, held_out, max(1, -(-n_held_out // batch_size)))
-        return epochs._replace(validation=validation, held_out=held_out)
+        return epochs._replace(validation=validation, held_out=lambda n: self.take(held_out[:n]))
+
+    def in_order(self, batch_size: int, like: Tensor) -> Iterator[Batch]:
+        """Batches of all images, to judge progress by."""
+        label_weight = 1.0 if self.y is None else len(self) / max(1, (self.y >= 0).sum())
+        for start in range(0, len(self), batch_size):
+            yield self.batch(slice(start, start + batch_size), like, label_weight)
+
+    def evenly(self, n_images: int) -> "Images":
+        """Some images, or all, evenly from the first to the last."""
+        n_taken = min(n_images, len(self))
+        return self.take(np.linspace(0, len(self) - 1, n_taken).astype(int))
 
     @staticmethod
     def batch_size(numbers_per_image: int) -> int:

@@ -1,6 +1,7 @@
 """What the estimators have in common: from parameters and images to a fitted stack, and files."""
 
 import copy
+import numbers
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from skdcgmm import files
 from skdcgmm.analysis import outliers
-from skdcgmm.data import Batch, Data, FloatArray, Images, IntArray
+from skdcgmm.data import Batch, Data, FloatArray, Images
 from skdcgmm.estimators import checks, planning
 from skdcgmm.estimators.checks import Seed
 from skdcgmm.estimators.planning import OBJECTIVES
@@ -32,8 +33,19 @@ from skdcgmm.model.stack import BaseStack, Stack
 from skdcgmm.model.tree import Mixtures
 from skdcgmm.published import objective as layerwise
 from skdcgmm.published.stack import LayerwiseStack
-from skdcgmm.training import HistoryRow, Outcome, Standing, check_finite, joint, ranks, train
+from skdcgmm.training import (
+    HistoryRow,
+    Outcome,
+    Standing,
+    check_finite,
+    joint,
+    ranks,
+    share_of_time,
+    train,
+)
 from skdcgmm.training.watchers import CallbackSupportMixin, Checkpoint, Report, with_callbacks
+
+HeldOut = Callable[[int], Images] | None
 
 SCORE_METHODS = ("density", "layer")
 PIXELS = ("auto", "tiles", "pyramid")
@@ -42,8 +54,8 @@ PIXELS = ("auto", "tiles", "pyramid")
 _MIN_EPOCHS = 3
 # Parameters that a training does not depend on.
 _WITHOUT_EFFECT = (
-    "checkpoint", "checkpoint_minutes", "contamination", "device", "score_layer",
-    "score_method", "transform_layers", "verbose",
+    "checkpoint", "checkpoint_minutes", "contamination", "device", "max_minutes", "method",
+    "score_layer", "score_method", "transform_layers", "verbose",
 )  # fmt: skip
 # What scikit-learn adds to an estimator, other than its parameters and what it has learnt.
 _NOT_SAVED = (
@@ -95,6 +107,7 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
     verbose: int = 0
     checkpoint: str | os.PathLike[str] | None = None
     checkpoint_minutes: float = 10.0
+    max_minutes: float | None = None
 
     # No parameters of all; without types, or the dataclass would take them for such.
     n_clusters = cast("int | None", None)
@@ -112,6 +125,9 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
         sample_weight: Any = None,
         labels: NDArray[np.int64] | None = None,
         classes: NDArray[Any] | None = None,
+        *,
+        X_val: Any = None,
+        y_val: Any = None,
     ) -> Self:
         """Read the images, start a stack, train it, and adopt it.
 
@@ -128,11 +144,14 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
             images, data = checks.read_images(
                 self, X, sample_weight, labels, self._batch_size(), rng
             )
-            stack, progress = self._start(data, rng)
+            judge = self._judge(data, X_val, y_val)
+            stack, progress = self._start(data, rng, judge=judge)
             if self.checkpoint is not None:
                 checkpoint.check_images(" ".join(ranks.gather(data.identity)))
             shown = {"X": X, "y": y}
-            outcome: Outcome = self._train(stack, progress, data, rng, keep, checkpoint, shown)
+            outcome: Outcome = self._train(
+                stack, progress, data, rng, keep, checkpoint, shown, judge
+            )
             self._set_labels(images)
             if not outcome.interrupted:
                 checkpoint.remove()
@@ -159,6 +178,7 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
         for name, optional in (
             ("reg_covar", "by the variance of X"),
             ("learning_rate", "by the objective"),
+            ("max_minutes", "without a limit"),
         ):
             check_number(name, getattr(self, name), low=0, open_low=True, optional=optional)
         check_number("tol", self.tol, low=0)
@@ -189,14 +209,14 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
         )
 
     def _start(
-        self, data: Data, rng: RandomState, *, stream: bool = False
+        self, data: Data, rng: RandomState, *, judge: Images | None = None, stream: bool = False
     ) -> tuple[BaseStack, Any]:
         """A new stack that has been started, or a copy of the earlier fit's, and its progress."""
         plain = data.shape[1:] == (1, 1)
         if plain and isinstance(data, Images) and planning.is_auto(self):
             checks.warn_of_pixels(data.rows)
         n_classes = len(self.classes_) if is_classifier(self) else None
-        complete = all(ranks.gather(data.complete))
+        complete = all(ranks.gather(data.complete and (judge is None or judge.complete)))
         n_images = ranks.total(len(data))
         stack = planning.build(
             self, data.shape, n_images, n_classes, complete=complete, stream=stream
@@ -223,6 +243,33 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
         """What `validation_fraction` says of these images."""
         return cast("float | None", self.validation_fraction)
 
+    def _judge(self, data: Data, X_val: Any, y_val: Any) -> Images | None:
+        """Images of the user's own by which progress is judged, if there are some."""
+        given = ranks.gather(X_val is not None)
+        if len(set(given)) > 1:
+            raise ValueError(f"X_val must be given in all processes, or in none; got {given}.")
+        if X_val is None:
+            if y_val is not None:
+                raise ValueError(
+                    "y_val must be None where X_val is: it holds the classes of those."
+                )
+            return None
+        if isinstance(self.validation_fraction, numbers.Real):
+            raise ValueError(
+                "validation_fraction must be None where X_val is given: progress is judged by "
+                f"these images or by a share of X, not both; got {self.validation_fraction!r}."
+            )
+        try:
+            judge = checks.check_images(self, X_val, data.shape, reset=False)
+        except (TypeError, ValueError) as error:
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"X_val must be images like those of X: {error}") from error
+        return replace(judge, y=None if y_val is None else self._numbers(y_val, judge, "y_val"))
+
+    def _numbers(self, y: Any, images: Images, name: str) -> NDArray[np.int64]:
+        """Numbers of the classes of images, -1 where unknown."""
+        raise NotImplementedError
+
     @with_callbacks  # type: ignore[untyped-decorator]
     def _train(
         self,
@@ -233,15 +280,22 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
         keep: Callable[[], None],
         checkpoint: Checkpoint,
         shown: dict[str, Any] | None = None,
+        judge: Images | None = None,
     ) -> Outcome:
         """Train a stack in place on all images, or go once over a chunk of a stream; adopt it.
 
         Callbacks see `shown`, the images and labels as the user gave them; a chunk has none.
+        Progress is judged by the images `judge`, or by a share of the data.
         """
         chunk = shown is None
         defaults = planning.defaults_of(stack)
-        batch_size, fraction = self._batch_size(), None if chunk else self._share_held_out(data)
+        batch_size = self._batch_size()
+        fraction = None if chunk or judge is not None else self._share_held_out(data)
         epochs = data.epochs(rng, batch_size, fraction, stack.like, ranks.total)
+        if judge is not None:
+            epochs = epochs._replace(
+                validation=partial(judge.in_order, batch_size, stack.like), held_out=judge.evenly
+            )
         n_usual = defaults.steps_for(ranks.total(len(data)))
         usual = max(_MIN_EPOCHS, round(n_usual / epochs.n_batches))
         max_epochs = 1 if chunk else self.max_epochs or usual
@@ -266,6 +320,7 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
                         max_epochs=max_epochs, tol=self.tol, standing=standing,
                         n_iter_no_change=self.n_iter_no_change, on_epoch=report.end_epoch,
                         on_step=partial(checkpoint.note, stack, objective),
+                        time_used=share_of_time(None if chunk else self.max_minutes),
                     )  # fmt: skip
                     stack.zero_grad(set_to_none=True)
                     # Few images say nothing of what a label weighs.
@@ -294,7 +349,7 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
         stack: BaseStack,
         data: Data,
         rng: RandomState,
-        held_out: IntArray | None,
+        held_out: HeldOut,
         history: list[HistoryRow],
     ) -> dict[str, Any]:
         """Attributes of this estimator as if training had ended now."""
@@ -319,10 +374,10 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
         self.converged_ = outcome.converged
         self._fitted_objective = self.objective
 
-    def _finish(self, data: Data, held_out: IntArray | None, rng: RandomState) -> None:
+    def _finish(self, data: Data, held_out: HeldOut, rng: RandomState) -> None:
         """Learn what the estimator needs besides the stack.
 
-        `held_out` are the numbers of images that it has not seen.
+        `held_out` gives images that it has not seen, at most a number.
         """
 
     def _set_labels(self, images: Images | None) -> None:
@@ -347,9 +402,11 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
         ValueError
             If a layer-wise stack of several layers, which has no density, is asked for one.
         """
-        images = self._check_fitted_images(X)
+        return checks.answer(X, self._score_images(self._check_fitted_images(X)))
+
+    def _score_images(self, images: Images) -> FloatArray:
         check_choice("score_method", self.score_method, SCORE_METHODS)
-        return checks.answer(X, self._score(images, self.score_method, self.score_layer))
+        return self._score(images, self.score_method, self.score_layer)
 
     def _check_fitted_images(self, X: Any) -> Images:
         check_is_fitted(self)
@@ -381,13 +438,17 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
         """Map a function of the fitted mixtures and of image tensors over images.
 
         Memory holds the numbers of `n_held` passes up the stack at a time. Each row of X is there
-        `n_each` times.
+        `n_each` times. If images have classes, the mixtures are those of these.
         """
         n_done = 0
 
         def counted(x: Tensor) -> Tensor:
             nonlocal n_done
-            values = function(mixtures, x)
+            if images.y is None:
+                values = function(mixtures, x)
+            else:
+                labels = torch.from_numpy(images.y[n_done : n_done + len(x)]).to(x.device)
+                values = mixtures.map_by_class(function, x, labels)
             n_done += len(x)
             return values
 

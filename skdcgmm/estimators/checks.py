@@ -407,7 +407,7 @@ def unchanged_on_failure(estimator: BaseEstimator) -> Iterator[Callable[[], None
         raise
 
 
-def read_labels(y: Any) -> NDArray[Any]:
+def read_labels(y: Any, name: str) -> NDArray[Any]:
     """Labels as an array of which none is missing.
 
     Raises
@@ -416,12 +416,12 @@ def read_labels(y: Any) -> NDArray[Any]:
         If they are not one value an image, or some are NaN, NA, None or infinite.
     """
     with config_context(array_api_dispatch=False):
-        labels: NDArray[Any] = column_or_1d(as_array(y, "y"), warn=True)
+        labels: NDArray[Any] = column_or_1d(as_array(y, name), warn=True)
     if any(
         value is None or is_scalar_nan(value) or is_pandas_na(value) for value in labels.tolist()
     ):
-        raise ValueError("y contains NaN, NA or None. Give -1 where the class is unknown.")
-    assert_all_finite(labels, input_name="y")
+        raise ValueError(f"{name} contains NaN, NA or None. Give -1 where the class is unknown.")
+    assert_all_finite(labels, input_name=name)
     return labels
 
 
@@ -447,7 +447,7 @@ def encode_labels(y: Any) -> tuple[NDArray[Any], NDArray[np.int64]]:
             "DCGMMClassifier requires y to be passed, but the target y is None. Give each image "
             "its class, or -1 where it is unknown."
         )
-    own = read_labels(y)
+    own = read_labels(y, "y")
     of_all = ranks.gather(own)
     labels = np.concatenate(of_all)
     if labels.dtype.kind in "US" and (labels == "-1").any():

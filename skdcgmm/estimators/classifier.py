@@ -1,6 +1,6 @@
 """`DCGMMClassifier`: the stack as a scikit-learn classifier that learns from unlabelled images."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self, cast
 
 import numpy as np
@@ -33,7 +33,7 @@ class DCGMMClassifier(NamedLayers, ClassifierMixin, GenerativeDCGMM):
     score_method, score_layer, reg_covar, max_epochs, batch_size, learning_rate
         As for `DCGMMEstimator`.
     tol, n_iter_no_change, validation_fraction, warm_start, device, random_state, verbose, \
-checkpoint, checkpoint_minutes
+checkpoint, checkpoint_minutes, max_minutes
         As for `DCGMMEstimator`.
 
     Attributes
@@ -78,7 +78,9 @@ checkpoint, checkpoint_minutes
 
     objective: ClassVar[str] = "joint"  # type: ignore[misc]
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+    def fit(
+        self, X: Any, y: Any, sample_weight: Any = None, *, X_val: Any = None, y_val: Any = None
+    ) -> Self:
         """Train the stack on images with and without labels.
 
         Parameters
@@ -91,6 +93,10 @@ checkpoint, checkpoint_minutes
             ``np.where(known, names.astype(object), -1)``.
         sample_weight : array-like of shape (n_samples,), default=None
             Weights of the images; None weighs all the same.
+        X_val : array-like or Tensor, default=None
+            Images to judge progress by, instead of a share of X.
+        y_val : array-like of shape (n_val,), default=None
+            Their classes, -1 where unknown; None judges by the images alone.
 
         Returns
         -------
@@ -109,7 +115,112 @@ checkpoint, checkpoint_minutes
                 f"y must have the classes of the fit that warm_start goes on from, "
                 f"{self.classes_}; got {classes}. Fit anew with warm_start=False."
             )
-        return self._fit(X, y, sample_weight, encoded, classes)
+        return self._fit(X, y, sample_weight, encoded, classes, X_val=X_val, y_val=y_val)
+
+    def score_samples(self, X: Any, y: Any = None) -> Any:
+        """Log density of each image, or that among the images of a class.
+
+        Parameters
+        ----------
+        X : array-like or Tensor, as in `fit`
+        y : one of `classes_`, or array-like of shape (n_samples,), default=None
+            The class of all images, or of each, -1 where unknown. None, or -1, gives the density of
+            an image whatever its class.
+
+        Returns
+        -------
+        ndarray or Tensor of shape (n_samples,)
+            In nats and the units of X, by `score_method`, which must be "density" for a class.
+        """
+        images = self._of_classes(X, y)
+        if y is not None and self.score_method != "density":
+            raise ValueError(
+                "score_method must be 'density' where y is given: one layer's likelihood does not "
+                f"depend on the class. Got {self.score_method!r}."
+            )
+        return answer(X, self._score_images(images))
+
+    def impute(
+        self,
+        X: Any,
+        *,
+        y: Any = None,
+        mask: Any = None,
+        method: str = "mean",
+        temperature: float | None = None,
+        top_s: int | None = None,
+        random_state: Seed = None,
+    ) -> Any:
+        """Fill in missing pixels, given the observed ones, and the class if it is known.
+
+        Parameters
+        ----------
+        X : array-like or Tensor, as in `fit`
+            NaN where missing. Observed pixels stay as they are.
+        y : one of `classes_`, or array-like of shape (n_samples,), default=None
+            The class of all images, or of each, -1 where unknown.
+        mask, method, temperature, top_s, random_state
+            As for `DCGMMEstimator.impute`.
+
+        Returns
+        -------
+        ndarray or Tensor of the shape of X
+        """
+        images = self._of_classes(X, y)
+        generation = self._generation(temperature, top_s, random_state)
+        return answer(X, self._fill_in(images, mask, method, generation))
+
+    def sample_like(
+        self,
+        X: Any,
+        *,
+        y: Any = None,
+        layer: int | str = -1,
+        n_samples: int = 1,
+        temperature: float | None = None,
+        top_s: int | None = None,
+        random_state: Seed = None,
+    ) -> Any:
+        """Draw variants of images, of a class if it is known.
+
+        Parameters
+        ----------
+        X : array-like or Tensor, as in `fit`
+        y : one of `classes_`, or array-like of shape (n_images,), default=None
+            The class of all images, or of each, -1 where unknown; of another class than the image,
+            what is like it there.
+        layer, n_samples, temperature, top_s, random_state
+            As for `DCGMMEstimator.sample_like`.
+
+        Returns
+        -------
+        ndarray or Tensor of shape (n_images, n_samples, ...)
+            In the shape of the rows of X in `fit`.
+        """
+        images = self._of_classes(X, y)
+        generation = self._generation(temperature, top_s, random_state)
+        return answer(X, self._draw_like(images, layer, n_samples, generation))
+
+    def _of_classes(self, X: Any, y: Any) -> Images:
+        """Fitted images, with the numbers of their classes if y gives these."""
+        images = self._check_fitted_images(X)
+        if y is None:
+            return images
+        y = np.full(len(images), y) if np.ndim(as_array(y, "y")) == 0 else y
+        return replace(images, y=self._numbers(y, images, "y"))
+
+    def _numbers(self, y: Any, images: Images, name: str) -> NDArray[np.int64]:
+        labels = read_labels(y, name)
+        check_consistent_length(images.rows, labels)
+        numbers = {label: number for number, label in enumerate(self.classes_.tolist())}
+        found = [numbers.get(label, -1) for label in labels.tolist()]
+        unknown = [label for label in labels[is_known(labels)].tolist() if label not in numbers]
+        if unknown:
+            raise ValueError(
+                f"{name} must be among classes_, {self.classes_}, or -1 where unknown; got "
+                f"{unknown[0]!r}."
+            )
+        return np.array(found, dtype=np.int64)
 
     def predict(self, X: Any) -> Any:
         """Most probable class of each image.
@@ -145,7 +256,7 @@ checkpoint, checkpoint_minutes
         ValueError
             If no class is known, or some are missing otherwise.
         """
-        images, labels = self._check_fitted_images(X), read_labels(y)
+        images, labels = self._check_fitted_images(X), read_labels(y, "y")
         check_consistent_length(images.rows, labels)
         known = np.flatnonzero(is_known(labels))
         if not len(known):
@@ -214,9 +325,10 @@ checkpoint, checkpoint_minutes
         check_is_fitted(self)
         label = None
         if y is not None:
-            if np.ndim(y) or y not in self.classes_:
+            known = self.classes_.tolist()
+            if np.ndim(y) or y not in known:
                 raise ValueError(f"y must be one of classes_, {self.classes_}; got {y!r}.")
-            label = int(np.flatnonzero(self.classes_ == y)[0])
+            label = known.index(y)
         classes = torch.from_numpy(self.class_probabilities_)
         images, labels = self._sample(n_samples, classes, label, temperature, top_s, random_state)
         return images, self.classes_[labels]

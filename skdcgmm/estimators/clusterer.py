@@ -23,6 +23,7 @@ from skdcgmm.analysis.spreading import neighbours
 from skdcgmm.data import Data, FloatArray, Images, IntArray, sample_size
 from skdcgmm.estimators import checks
 from skdcgmm.estimators.attributes import NamedLayers
+from skdcgmm.estimators.base import HeldOut
 from skdcgmm.estimators.checks import Seed
 from skdcgmm.estimators.generative import GenerativeDCGMM, rows_of
 from skdcgmm.estimators.planning import check_n_clusters, defaults_of, is_auto
@@ -110,7 +111,7 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
     validation_fraction : float, default=None
         Share of X set aside to judge progress; the model is then that of the epoch in which they
         were likeliest, of a layer-wise stack of those after annealing. None judges by the training
-        loss.
+        loss, or by the images given to `fit` as `X_val`.
     warm_start : bool, default=False
         Whether `fit` starts from the earlier fit if the stack is the same, or "auto" as before, for
         any number of images; then also in its precision and with its `reg_covar`, and if layer-wise
@@ -128,6 +129,11 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
         the model that the other would have ended in.
     checkpoint_minutes : float, default=10
         Time between two writings of it.
+    max_minutes : float, default=None
+        Time for training, after which it ends, also within an epoch: learning rates, temperatures
+        and neighbourhoods keep up with it, so that they are annealed by then. What comes before and
+        after, such as labels, takes its own. How many steps there is time for depends on the
+        machine: no seed gives the same model. None sets no limit.
     transform_layers : int, str or list of these, default=None
         The mixture layers whose responsibilities `transform` returns; None: those of the clusters.
 
@@ -207,7 +213,7 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
     n_clusters: int | None = field(default=None, kw_only=False)
     transform_layers: int | str | Sequence[int | str] | None = None
 
-    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None, *, X_val: Any = None) -> Self:
         """Train the stack.
 
         Parameters
@@ -223,6 +229,9 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
         y : Ignored
         sample_weight : array-like of shape (n_samples,), default=None
             Weights of the images in the loss; None weighs all the same.
+        X_val : array-like or Tensor, default=None
+            Images to judge progress by, instead of a share of X, `validation_fraction`: of groups,
+            or in order of time, a random share is no fair judge. X may then come in batches.
 
         Returns
         -------
@@ -240,7 +249,7 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
         all end with the same model. Ctrl-C ends the training with a warning, and the model of the
         last complete epoch; after the last epoch it is an error, but what has been trained stays.
         """
-        self._fit(X, y, sample_weight)
+        self._fit(X, y, sample_weight, X_val=X_val)
         if self.n_clusters is not None and hasattr(self, "labels_"):
             n_found = len(np.unique(np.concatenate(ranks.gather(np.unique(self.labels_)))))
             if n_found < self.n_clusters:
@@ -257,7 +266,7 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
         if self.transform_layers is not None:
             self._feature_names(stack)
 
-    def _finish(self, data: Data, held_out: IntArray | None, rng: RandomState) -> None:
+    def _finish(self, data: Data, held_out: HeldOut, rng: RandomState) -> None:
         """Merge the top components, by some of the images."""
         n_components = self._stack.top.n_components
         if (self.n_clusters is None and n_components > _MAX_MERGED) or n_components == 1:

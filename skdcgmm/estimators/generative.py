@@ -152,17 +152,28 @@ class GenerativeDCGMM(BaseDCGMM):
         ndarray or Tensor of shape (n_images, n_samples, ...)
             In the shape of the rows of X in `fit`.
         """
+        images, generation = self._to_draw(X, temperature, top_s, random_state)
+        return answer(X, self._draw_like(images, layer, n_samples, generation))
+
+    def _to_draw(
+        self, X: Any, temperature: float | None, top_s: int | None, random_state: Seed
+    ) -> tuple[Images, Generation]:
         images = self._check_fitted_images(X)
+        return images, self._generation(temperature, top_s, random_state)
+
+    def _draw_like(
+        self, images: Images, layer: int | str, n_samples: int, generation: Generation
+    ) -> NDArray[Any]:
+        """Variants of images, (n_images, n_samples, ...)."""
         check_number("n_samples", n_samples, low=1, integer=True)
         name = self._mixture_name(self._stack, "layer", layer)
-        generation = self._generation(temperature, top_s, random_state)
 
         def rows(mixtures: Mixtures, x: Tensor) -> Tensor:
             return rows_of(mixtures.variants(x, name, generation))
 
         repeated = images.take(np.repeat(np.arange(len(images)), n_samples))
         drawn = self._map(repeated, rows, n_each=n_samples)
-        return answer(X, drawn.reshape(len(images), n_samples, *images.row_shape))
+        return drawn.reshape(len(images), n_samples, *images.row_shape)
 
     def impute(
         self,
@@ -199,10 +210,15 @@ class GenerativeDCGMM(BaseDCGMM):
         -------
         ndarray or Tensor of the shape of X
         """
-        images = self._check_fitted_images(X)
+        images, generation = self._to_draw(X, temperature, top_s, random_state)
+        return answer(X, self._fill_in(images, mask, method, generation))
+
+    def _fill_in(
+        self, images: Images, mask: Any, method: str, generation: Generation
+    ) -> NDArray[Any]:
+        """Images with missing pixels filled in, of the shape of X."""
         images = images.hide(check_mask(mask, images))
         check_choice("method", method, IMPUTE_METHODS)
-        generation = self._generation(temperature, top_s, random_state)
 
         def rows(mixtures: Mixtures, x: Tensor) -> Tensor:
             if method == "mean":
@@ -212,7 +228,7 @@ class GenerativeDCGMM(BaseDCGMM):
         filled = self._map(images, rows)
         # Observed values exactly as they came, in whatever precision the stack computes.
         filled = np.where(np.isnan(images.rows), filled, images.rows)
-        return answer(X, filled.reshape(len(images), *images.row_shape))
+        return filled.reshape(len(images), *images.row_shape)
 
     def sharpen(
         self,

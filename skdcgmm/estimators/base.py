@@ -108,6 +108,7 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
     checkpoint: str | os.PathLike[str] | None = None
     checkpoint_minutes: float = 10.0
     max_minutes: float | None = None
+    distributed: bool | None = None
 
     # No parameters of all; without types, or the dataclass would take them for such.
     n_clusters = cast("int | None", None)
@@ -187,6 +188,7 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
         if not isinstance(self.verbose, bool | np.bool_):
             check_number("verbose", self.verbose, low=0, integer=True)
         checks.check_checkpoint(self.checkpoint, self.checkpoint_minutes)
+        checks.check_distributed(self.distributed)
         checks.check_device(self.device)
 
     def _check_validation_fraction(self) -> None:

@@ -30,7 +30,7 @@ from skdcgmm.analysis.spreading import spread_labels
 from skdcgmm.data import Data, FloatArray, Images, Stream, as_array, is_stream
 from skdcgmm.data.images import blocks, is_complete
 from skdcgmm.model import ordinary_tensors
-from skdcgmm.model.specs import check_number
+from skdcgmm.model.specs import check_bool, check_number
 from skdcgmm.model.windows import Shape
 from skdcgmm.training import ranks
 
@@ -338,6 +338,30 @@ def check_checkpoint(path: Any, minutes: Any) -> None:
         raise ValueError(f"checkpoint must be a file in a folder that is there; got {path!r}.")
 
 
+def check_distributed(value: Any) -> None:
+    """Check whether processes are to train together, and say so if that is left open.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is not true, false or None, or true where there are no processes.
+    """
+    if value is not None:
+        check_bool("distributed", value)
+    if value and not ranks.are_there():
+        raise ValueError(
+            "distributed=True needs processes that torch.distributed knows: start them by torchrun "
+            "and call torch.distributed.init_process_group first. Or choose distributed=False."
+        )
+    if value is None and ranks.are_there():
+        warnings.warn(
+            "torch.distributed is initialised, but this process trains a model of its own. Set "
+            "distributed=True for one model of all processes, each with a part of the images, or "
+            "False for this one.",
+            stacklevel=5,
+        )
+
+
 def check_mask(mask: Any, images: Images) -> NDArray[np.bool_]:
     """A mask of missing pixels as rows, (n_samples, features); None hides nothing."""
     if mask is None:
@@ -386,7 +410,7 @@ _OF_CALLBACKS = ("_callback_fit_ctx", "_skl_callbacks_to_teardown")
 
 
 @contextmanager
-def unchanged_on_failure(estimator: BaseEstimator) -> Iterator[Callable[[], None]]:
+def unchanged_on_failure(estimator: Any) -> Iterator[Callable[[], None]]:
     """Take back what has been set on an estimator, should an error occur.
 
     The context gives a function: what has been set before it is called is kept, unless the error
@@ -400,7 +424,11 @@ def unchanged_on_failure(estimator: BaseEstimator) -> Iterator[Callable[[], None
 
     try:
         # What is fitted inside is arrays.
-        with ordinary_tensors(), config_context(array_api_dispatch=False):
+        with (
+            ordinary_tensors(),
+            config_context(array_api_dispatch=False),
+            ranks.joined(estimator.distributed),
+        ):
             yield keep
     except BaseException as error:
         estimator.__dict__ = before if isinstance(error, ValueError | TypeError) else kept

@@ -15,6 +15,7 @@ from skdcgmm.data import FloatArray, Images, as_array
 from skdcgmm.estimators.attributes import NamedLayers
 from skdcgmm.estimators.checks import Seed, answer, encode_labels, is_known, read_labels
 from skdcgmm.estimators.generative import GenerativeDCGMM
+from skdcgmm.training import ranks
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -33,7 +34,7 @@ class DCGMMClassifier(NamedLayers, ClassifierMixin, GenerativeDCGMM):
     score_method, score_layer, reg_covar, max_epochs, batch_size, learning_rate
         As for `DCGMMEstimator`.
     tol, n_iter_no_change, validation_fraction, warm_start, device, random_state, verbose, \
-checkpoint, checkpoint_minutes, max_minutes
+checkpoint, checkpoint_minutes, max_minutes, distributed
         As for `DCGMMEstimator`.
 
     Attributes
@@ -108,7 +109,8 @@ checkpoint, checkpoint_minutes, max_minutes
             If a parameter, X or y does not fit; the message names it and what would. An earlier fit
             stays as it is.
         """
-        classes, encoded = encode_labels(y)
+        with ranks.joined(self.distributed):
+            classes, encoded = encode_labels(y)
         going_on = self.warm_start and hasattr(self, "classes_")
         if going_on and not np.array_equal(classes, self.classes_):
             raise ValueError(

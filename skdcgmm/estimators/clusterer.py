@@ -134,6 +134,10 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
         and neighbourhoods keep up with it, so that they are annealed by then. What comes before and
         after, such as labels, takes its own. How many steps there is time for depends on the
         machine: no seed gives the same model. None sets no limit.
+    distributed : bool, default=None
+        Whether the processes of `torch.distributed`, which must be initialised, train one model,
+        each with a part of the images. None trains one of this process alone, as False, but warns
+        where there are others.
     transform_layers : int, str or list of these, default=None
         The mixture layers whose responsibilities `transform` returns; None: those of the clusters.
 
@@ -245,13 +249,15 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
 
         Notes
         -----
-        Where `torch.distributed` is initialised, each process gives its own part of the images, and
-        all end with the same model. Ctrl-C ends the training with a warning, and the model of the
+        With `distributed=True`, each process gives its own part of the images, and all end with the
+        same model. Ctrl-C ends the training with a warning, and the model of the
         last complete epoch; after the last epoch it is an error, but what has been trained stays.
         """
         self._fit(X, y, sample_weight, X_val=X_val)
         if self.n_clusters is not None and hasattr(self, "labels_"):
-            n_found = len(np.unique(np.concatenate(ranks.gather(np.unique(self.labels_)))))
+            with ranks.joined(self.distributed):
+                found = np.concatenate(ranks.gather(np.unique(self.labels_)))
+            n_found = len(np.unique(found))
             if n_found < self.n_clusters:
                 warnings.warn(
                     f"Only {n_found} of n_clusters={self.n_clusters} clusters have images of X, "

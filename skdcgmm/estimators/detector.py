@@ -68,7 +68,8 @@ class DCGMMOutlierDetector(NamedLayers, OutlierMixin, BaseDCGMM):
         which a flat mixture fits less closely, nor of batches. With None, new images score lower
         than those of the training, and too many are called outliers: a fifth of new digits, and
         most of new clothes, where a tenth or less was asked for.
-    warm_start, device, random_state, verbose, checkpoint, checkpoint_minutes, max_minutes
+    warm_start, device, random_state, verbose, checkpoint, checkpoint_minutes, max_minutes, \
+distributed
         As for `DCGMMEstimator`.
     contamination : float, default=0.1
         Share of the images held out that `predict` calls outliers, in (0, 0.5], and so about that

@@ -32,7 +32,7 @@ class DCGMMImputer(OneToOneFeatureMixin, NamedLayers, TransformerMixin, Generati
     objective, score_method, score_layer, reg_covar, max_epochs, batch_size, learning_rate
         As for `DCGMMEstimator`.
     tol, n_iter_no_change, validation_fraction, warm_start, device, random_state, verbose, \
-checkpoint, checkpoint_minutes, max_minutes
+checkpoint, checkpoint_minutes, max_minutes, distributed
         As for `DCGMMEstimator`.
     method : {"mean", "sample"}, default="mean"
         What missing values are filled in with: their mean given the observed ones, or a draw, as

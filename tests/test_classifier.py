@@ -362,9 +362,9 @@ def test_what_is_filled_in_and_drawn_is_of_the_class(digits, pixels):
 def test_classes_that_there_are_not(digits, fitted, method):
     X = digits[0][:4]
     call = getattr(fitted, method)
-    with pytest.raises(ValueError, match=r"y must be among classes_.*got 11"):
+    with pytest.raises(ValueError, match=r"y must be one of classes_.*got 11"):
         call(X, y=[1, 2, 11, -1])
-    with pytest.raises(ValueError, match="y must be among classes_"):
+    with pytest.raises(ValueError, match="y must be one of classes_"):
         call(X, y="three")
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
         call(X, y=[1, 2])

@@ -258,7 +258,7 @@ def test_images_of_ones_own_in_the_other_estimators(digits):
     probabilities = clf.predict_proba(new)[np.arange(len(new)), y[900:]]
     expected = clf.score_samples(new).mean() + np.log(probabilities).mean()
     assert clf.history_[-1]["validation_loss"] == pytest.approx(expected, rel=1e-3)
-    with pytest.raises(ValueError, match=r"y_val must be among classes_.*got 12"):
+    with pytest.raises(ValueError, match=r"y_val must be one of classes_.*got 12"):
         clf.fit(others, y[:900], X_val=new, y_val=y[900:] + 3)
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, is_classifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
-from sklearn.utils import Tags, check_random_state
+from sklearn.utils import Tags, check_consistent_length, check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
@@ -266,9 +266,13 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
         except (TypeError, ValueError) as error:
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"X_val must be images like those of X: {error}") from error
-        return replace(judge, y=None if y_val is None else self._numbers(y_val, judge, "y_val"))
+        if y_val is None:
+            return judge
+        labels = self._numbers(y_val, "y_val")
+        check_consistent_length(judge.rows, labels)
+        return replace(judge, y=labels)
 
-    def _numbers(self, y: Any, images: Images, name: str) -> NDArray[np.int64]:
+    def _numbers(self, y: Any, name: str) -> NDArray[np.int64]:
         """Numbers of the classes of images, -1 where unknown."""
         raise NotImplementedError
 

@@ -209,17 +209,18 @@ checkpoint, checkpoint_minutes, max_minutes, distributed
         if y is None:
             return images
         y = np.full(len(images), y) if np.ndim(as_array(y, "y")) == 0 else y
-        return replace(images, y=self._numbers(y, images, "y"))
-
-    def _numbers(self, y: Any, images: Images, name: str) -> NDArray[np.int64]:
-        labels = read_labels(y, name)
+        labels = self._numbers(y, "y")
         check_consistent_length(images.rows, labels)
+        return replace(images, y=labels)
+
+    def _numbers(self, y: Any, name: str) -> NDArray[np.int64]:
+        labels = read_labels(y, name)
         numbers = {label: number for number, label in enumerate(self.classes_.tolist())}
         found = [numbers.get(label, -1) for label in labels.tolist()]
         unknown = [label for label in labels[is_known(labels)].tolist() if label not in numbers]
         if unknown:
             raise ValueError(
-                f"{name} must be among classes_, {self.classes_}, or -1 where unknown; got "
+                f"{name} must be one of classes_, {self.classes_}, or -1 where unknown; got "
                 f"{unknown[0]!r}."
             )
         return np.array(found, dtype=np.int64)
@@ -327,10 +328,9 @@ checkpoint, checkpoint_minutes, max_minutes, distributed
         check_is_fitted(self)
         label = None
         if y is not None:
-            known = self.classes_.tolist()
-            if np.ndim(y) or y not in known:
+            if np.ndim(y) or not is_known(np.array([y], dtype=object)):
                 raise ValueError(f"y must be one of classes_, {self.classes_}; got {y!r}.")
-            label = known.index(y)
+            label = int(self._numbers([y], "y")[0])
         classes = torch.from_numpy(self.class_probabilities_)
         images, labels = self._sample(n_samples, classes, label, temperature, top_s, random_state)
         return images, self.classes_[labels]

@@ -10,7 +10,7 @@ from sklearn.utils import Tags
 
 from skdcgmm.data import Images, is_stream
 from skdcgmm.estimators.attributes import NamedLayers
-from skdcgmm.estimators.checks import answer
+from skdcgmm.estimators.checks import answer, refuse_stream
 from skdcgmm.estimators.generative import IMPUTE_METHODS, GenerativeDCGMM
 from skdcgmm.model.specs import check_choice
 
@@ -92,6 +92,28 @@ checkpoint, checkpoint_minutes, max_minutes, distributed
         if not is_stream(X):
             _warn_of_unseen(self._check_fitted_images(X))
         return self
+
+    def fit_transform(self, X: Any, y: Any = None, **fit_params: Any) -> Any:
+        """Train the stack, and fill in missing values of the images that it was trained on.
+
+        Parameters
+        ----------
+        X : array-like or Tensor, as in `fit`
+        y : Ignored
+        **fit_params
+            Of `fit`.
+
+        Returns
+        -------
+        ndarray or Tensor of the shape of X
+
+        Raises
+        ------
+        TypeError
+            If X comes in batches, whose order may change.
+        """
+        refuse_stream(X, "fit_transform", "fit, then transform")
+        return super().fit_transform(X, y, **fit_params)
 
     def transform(self, X: Any) -> Any:
         """Fill in missing values, given the observed ones.

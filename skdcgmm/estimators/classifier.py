@@ -328,7 +328,7 @@ checkpoint, checkpoint_minutes, max_minutes, distributed
         check_is_fitted(self)
         label = None
         if y is not None:
-            if np.ndim(y) or not is_known(np.array([y], dtype=object)):
+            if np.ndim(y) or not is_known(read_labels([y], "y")):
                 raise ValueError(f"y must be one of classes_, {self.classes_}; got {y!r}.")
             label = int(self._numbers([y], "y")[0])
         classes = torch.from_numpy(self.class_probabilities_)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -277,12 +277,7 @@ def check_weights(sample_weight: Any, images: Images) -> Images:
         raise ValueError(f"sample_weight must be given in all processes, or in none; got {given}.")
     if sample_weight is None:
         return images
-    weight: FloatArray = _check_sample_weight(
-        as_array(sample_weight, "sample_weight"),
-        images.rows,
-        dtype=np.float64,
-        ensure_non_negative=True,
-    )
+    weight = _weights(sample_weight, images.rows)
     if not any(ranks.gather(weight.any())):
         raise ValueError("sample_weight must have a positive sum; all weights are zero.")
     kept = weight > 0
@@ -291,6 +286,35 @@ def check_weights(sample_weight: Any, images: Images) -> Images:
     weight = weight[kept] / max(ranks.gather(weight.max()))
     of_all = ranks.together(weight)
     return seen if np.ptp(of_all) == 0 else replace(seen, weight=weight / of_all.mean())
+
+
+def score_weights(sample_weight: Any, values: NDArray[Any]) -> FloatArray | None:
+    """Weights of values in their mean, the largest of which is 1; None weighs all the same.
+
+    Raises
+    ------
+    ValueError
+        If they are not one non-negative number a value, or all are zero.
+    """
+    if sample_weight is None:
+        return None
+    weight = _weights(sample_weight, values)
+    if not weight.any():
+        raise ValueError("sample_weight must have a positive sum; all weights are zero.")
+    return cast("FloatArray", weight / weight.max())
+
+
+def _weights(sample_weight: Any, rows: NDArray[Any]) -> FloatArray:
+    weight = as_array(sample_weight, "sample_weight")
+    try:
+        weight = _check_sample_weight(weight, rows, dtype=np.float64, ensure_non_negative=True)
+    except (ValueError, TypeError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(
+            f"sample_weight must be one non-negative number for each of {len(rows)} images, or "
+            f"None ({error})."
+        ) from error
+    return cast("FloatArray", weight)
 
 
 def answer(X: object, values: NDArray[Any]) -> Any:

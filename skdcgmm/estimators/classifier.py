@@ -9,11 +9,18 @@ from numpy.typing import NDArray
 from sklearn.base import ClassifierMixin
 from sklearn.metrics import accuracy_score
 from sklearn.utils import check_consistent_length
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted
+from sklearn.utils.validation import check_is_fitted
 
 from skdcgmm.data import FloatArray, Images, as_array
 from skdcgmm.estimators.attributes import NamedLayers
-from skdcgmm.estimators.checks import Seed, answer, encode_labels, is_known, read_labels
+from skdcgmm.estimators.checks import (
+    Seed,
+    answer,
+    encode_labels,
+    is_known,
+    read_labels,
+    score_weights,
+)
 from skdcgmm.estimators.generative import GenerativeDCGMM
 from skdcgmm.training import ranks
 
@@ -264,11 +271,10 @@ checkpoint, checkpoint_minutes, max_minutes, distributed
         known = np.flatnonzero(is_known(labels))
         if not len(known):
             raise ValueError("y must hold the class of some images; all are -1, which is unknown.")
-        if sample_weight is not None:
-            sample_weight = _check_sample_weight(as_array(sample_weight, "sample_weight"), labels)
-            sample_weight = sample_weight[known]
+        weight = score_weights(sample_weight, labels)
+        weight = None if weight is None else weight[known]
         predicted = self._predict_images(images.take(known))
-        return float(accuracy_score(labels[known], predicted, sample_weight=sample_weight))
+        return float(accuracy_score(labels[known], predicted, sample_weight=weight))
 
     def predict_proba(self, X: Any) -> Any:
         """Probability of each class given the image; missing pixels are marginalised.

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sklearn.base import ClusterMixin, TransformerMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import Tags, check_random_state
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 from torch.nn import functional
 
@@ -661,12 +661,10 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
             weights are not one non-negative number an image, or all are zero.
         """
         values = self._log_density(X)
-        if sample_weight is None:
+        weight = checks.score_weights(sample_weight, values)
+        if weight is None:
             return float(values.mean())
-        weight = _check_sample_weight(sample_weight, values, ensure_non_negative=True)
         counted = weight > 0  # so that an image of no weight may have no density
-        if not counted.any():
-            raise ValueError("sample_weight must have a positive sum; all weights are zero.")
         return float(np.average(values[counted], weights=weight[counted]))
 
 

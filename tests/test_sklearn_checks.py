@@ -1,3 +1,4 @@
+import pytest
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from skdcgmm import (
@@ -49,6 +50,7 @@ def expected_failures(estimator):
     return failures
 
 
+@pytest.mark.filterwarnings("ignore:Only . of n_clusters=. clusters have images")
 @parametrize_with_checks(
     [
         DCGMMEstimator(max_epochs=300),

@@ -75,6 +75,13 @@ class Epochs(NamedTuple):
     validation: Callable[[], Iterable[Batch]] | None = None
     held_out: Callable[[int], "Images"] | None = None
 
+    def judged_by(self, images: "Images | None", batch_size: int, like: Tensor) -> "Epochs":
+        """Epochs judged by images of the user's own, if there are some, in their order."""
+        if images is None:
+            return self
+        validation = partial(images.in_order, batch_size, like)
+        return self._replace(validation=validation, held_out=images.evenly)
+
 
 class Moments(NamedTuple):
     """Number, mean and summed squared differences of the observed values of each feature.

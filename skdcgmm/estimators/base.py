@@ -1,7 +1,6 @@
 """What the estimators have in common: from parameters and images to a fitted stack, and files."""
 
 import copy
-import numbers
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, is_classifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
-from sklearn.utils import Tags, check_consistent_length, check_random_state
+from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
@@ -71,17 +70,6 @@ _CLASSES: dict[str, type] = {"JointProgress": joint.Progress} | {
         outliers.Density, GaussianMixture,
     )
 }  # fmt: skip
-
-
-def check_joint(stack: BaseStack, purpose: str) -> None:
-    """Raise an error if a stack is not one density."""
-    if not stack.is_density:
-        raise ValueError(
-            f"{purpose} needs one density over images, which a stack of several layers has "
-            "only if it is trained as one: choose objective='joint'. For a layer-wise stack, "
-            "choose score_method='layer', and give a grid search a scoring, such as "
-            "'adjusted_rand_score' with known labels y."
-        )
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -145,7 +133,7 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
             images, data = checks.read_images(
                 self, X, sample_weight, labels, self._batch_size(), rng
             )
-            judge = self._judge(data, X_val, y_val)
+            judge = checks.read_judge(self, data.shape, X_val, y_val)
             stack, progress = self._start(data, rng, judge=judge)
             if self.checkpoint is not None:
                 checkpoint.check_images(" ".join(ranks.gather(data.identity)))
@@ -225,16 +213,9 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
         )
         self._mixture_name(stack, "score_layer", self.score_layer)
         self._check_stack(stack)
-        if self.warm_start and hasattr(self, "_stack"):
-            if planning.goes_on(self, stack, self._stack):
-                earlier = copy.deepcopy(self._stack_in_place())
-                return earlier, self._progress and self._progress.again()
-            warnings.warn(
-                "warm_start=True, but layers, pixels, objective or the shape of the images are no "
-                "longer those of the earlier fit: the stack starts anew, and nothing of that fit "
-                "goes on. Set them back to go on, or warm_start=False.",
-                stacklevel=4,
-            )
+        if planning.goes_on(self, stack):
+            earlier = copy.deepcopy(self._stack_in_place())
+            return earlier, self._progress and self._progress.again()
         planning.start(stack, data, self.reg_covar, rng)
         return stack.to(checks.check_device(self.device)), None
 
@@ -244,33 +225,6 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
     def _share_held_out(self, data: Data) -> float | None:
         """What `validation_fraction` says of these images."""
         return cast("float | None", self.validation_fraction)
-
-    def _judge(self, data: Data, X_val: Any, y_val: Any) -> Images | None:
-        """Images of the user's own by which progress is judged, if there are some."""
-        given = ranks.gather(X_val is not None)
-        if len(set(given)) > 1:
-            raise ValueError(f"X_val must be given in all processes, or in none; got {given}.")
-        if X_val is None:
-            if y_val is not None:
-                raise ValueError(
-                    "y_val must be None where X_val is: it holds the classes of those."
-                )
-            return None
-        if isinstance(self.validation_fraction, numbers.Real):
-            raise ValueError(
-                "validation_fraction must be None where X_val is given: progress is judged by "
-                f"these images or by a share of X, not both; got {self.validation_fraction!r}."
-            )
-        try:
-            judge = checks.check_images(self, X_val, data.shape, reset=False)
-        except (TypeError, ValueError) as error:
-            kind = TypeError if isinstance(error, TypeError) else ValueError
-            raise kind(f"X_val must be images like those of X: {error}") from error
-        if y_val is None:
-            return judge
-        labels = self._numbers(y_val, "y_val")
-        check_consistent_length(judge.rows, labels)
-        return replace(judge, y=labels)
 
     def _numbers(self, y: Any, name: str) -> NDArray[np.int64]:
         """Numbers of the classes of images, -1 where unknown."""
@@ -298,10 +252,7 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
         batch_size = self._batch_size()
         fraction = None if chunk or judge is not None else self._share_held_out(data)
         epochs = data.epochs(rng, batch_size, fraction, stack.like, ranks.total)
-        if judge is not None:
-            epochs = epochs._replace(
-                validation=partial(judge.in_order, batch_size, stack.like), held_out=judge.evenly
-            )
+        epochs = epochs.judged_by(judge, batch_size, stack.like)
         n_usual = defaults.steps_for(ranks.total(len(data)))
         usual = max(_MIN_EPOCHS, round(n_usual / epochs.n_batches))
         max_epochs = 1 if chunk else self.max_epochs or usual
@@ -486,7 +437,7 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
             layer = self._mixture_name(self._stack, "score_layer", score_layer)
             scores = self._map(images, lambda mixtures, x: mixtures.layer_log_prob(x, layer))
         else:
-            check_joint(self._stack, "the log density")
+            planning.check_joint(self._stack, "the log density")
             scores = self._map(images, lambda tree, x: tree.log_prob(x, images.complete))
         return np.where(np.isfinite(scores), scores, -np.inf)
 

@@ -1,6 +1,7 @@
 """The border: arrays, labels, devices and seeds from a user to torch and back."""
 
 import math
+import numbers
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -91,6 +92,38 @@ def read_images(
             raise ValueError("sample_weight must leave some labelled image a weight; all are zero.")
         data = spread_labels(data, rng, check_device(estimator.device))
     return images, data
+
+
+def read_judge(estimator: Any, shape: Shape, X_val: Any, y_val: Any) -> Images | None:
+    """Images of the user's own by which progress is judged, if there are some.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If they are not like those of X, or not in all processes, or a share of X judges, too.
+    """
+    given = ranks.gather(X_val is not None)
+    if len(set(given)) > 1:
+        raise ValueError(f"X_val must be given in all processes, or in none; got {given}.")
+    if X_val is None:
+        if y_val is not None:
+            raise ValueError("y_val must be None where X_val is: it holds the classes of those.")
+        return None
+    if isinstance(estimator.validation_fraction, numbers.Real):
+        raise ValueError(
+            "validation_fraction must be None where X_val is given: progress is judged by these "
+            f"images or by a share of X, not both; got {estimator.validation_fraction!r}."
+        )
+    try:
+        judge = check_images(estimator, X_val, shape, reset=False)
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"X_val must be images like those of X: {error}") from error
+    if y_val is None:
+        return judge
+    labels = estimator._numbers(y_val, "y_val")
+    check_consistent_length(judge.rows, labels)
+    return replace(judge, y=labels)
 
 
 def check_images(

@@ -16,8 +16,9 @@ from torch import Tensor
 from skdcgmm.analysis.outliers import N_CALIBRATION, SCORES, Typicality
 from skdcgmm.data import Data, FloatArray, Images
 from skdcgmm.estimators.attributes import NamedLayers
-from skdcgmm.estimators.base import SCORE_METHODS, BaseDCGMM, HeldOut, check_joint
+from skdcgmm.estimators.base import SCORE_METHODS, BaseDCGMM, HeldOut
 from skdcgmm.estimators.checks import answer, refuse_stream, unchanged_on_failure
+from skdcgmm.estimators.planning import check_joint
 from skdcgmm.model.specs import check_number
 from skdcgmm.model.stack import BaseStack
 from skdcgmm.model.tree import Tree

@@ -1,5 +1,6 @@
 """From parameters and images to a stack that training can begin with."""
 
+import warnings
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -79,8 +80,23 @@ def _takes_pyramid(estimator: Any, *, complete: bool) -> bool:
     return bool(estimator.pixels == "pyramid")
 
 
-def goes_on(estimator: Any, stack: BaseStack, earlier: BaseStack) -> bool:
-    """Whether an earlier stack is what is asked for, so that a warm start goes on with it.
+def goes_on(estimator: Any, stack: BaseStack) -> bool:
+    """Whether a warm start goes on with the earlier stack; a warning if it cannot."""
+    if not (estimator.warm_start and hasattr(estimator, "_stack")):
+        return False
+    if _is_asked_for(estimator, stack, estimator._stack):
+        return True
+    warnings.warn(
+        "warm_start=True, but layers, pixels, objective or the shape of the images are no longer "
+        "those of the earlier fit: the stack starts anew, and nothing of that fit goes on. Set "
+        "them back to go on, or warm_start=False.",
+        stacklevel=5,
+    )
+    return False
+
+
+def _is_asked_for(estimator: Any, stack: BaseStack, earlier: BaseStack) -> bool:
+    """Whether an earlier stack is what the parameters ask for.
 
     One that "auto" has chosen for another number of images is, if it can be merged into as many
     clusters as now; but a flat mixture has just as many components.
@@ -90,6 +106,17 @@ def goes_on(estimator: Any, stack: BaseStack, earlier: BaseStack) -> bool:
     n_clusters, n_found = estimator.n_clusters or 1, earlier.top.n_components
     enough = n_found >= n_clusters if len(stack.names) > 1 else n_found == stack.top.n_components
     return enough and stack.same_layers(earlier, n_components=False)
+
+
+def check_joint(stack: BaseStack, purpose: str) -> None:
+    """Raise an error if a stack is not one density."""
+    if not stack.is_density:
+        raise ValueError(
+            f"{purpose} needs one density over images, which a stack of several layers has "
+            "only if it is trained as one: choose objective='joint'. For a layer-wise stack, "
+            "choose score_method='layer', and give a grid search a scoring, such as "
+            "'adjusted_rand_score' with known labels y."
+        )
 
 
 def refuse_missing(purpose: str) -> NoReturn:

@@ -178,6 +178,12 @@ def test_channels_first(cls, shape, rng):
         cls(max_epochs=1).fit(X, np.arange(20) % 2)
 
 
+def test_a_shape_with_channels_first(rng):
+    X = rng.random((20, 3 * 8 * 8))
+    with pytest.warns(UserWarning, match=r"image_shape=\(3, 8, 8\) is .*looks like channels first"):
+        DCGMMEstimator(layers=[ConvGMM(2)], image_shape=(3, 8, 8), max_epochs=1).fit(X)
+
+
 @pytest.mark.parametrize("shape", [(32, 32, 13), (8, 8, 200), (20, 32, 4), (1, 30, 3), (3, 3, 8)])
 def test_channels_last(shape, rng):
     est = DCGMMEstimator(layers=[ConvGMM(2)], max_epochs=1).fit(rng.random((20, *shape)))

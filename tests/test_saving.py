@@ -490,6 +490,7 @@ def test_a_huge_image_in_a_small_file_takes_no_memory(digits, tmp_path):
             back.predict(digits[0])
 
 
+@pytest.mark.filterwarnings("ignore:Only 1 of n_clusters=3 clusters have images")
 def test_a_small_file_of_many_components_takes_no_memory(digits, tmp_path, monkeypatch):
     """Their distances on the grid are for training only."""
     est = DCGMMEstimator(3, objective="layerwise", **IMAGES).fit(digits[0][:50])

@@ -204,7 +204,7 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
         """A new stack that has been started, or a copy of the earlier fit's, and its progress."""
         plain = data.shape[1:] == (1, 1)
         if plain and isinstance(data, Images) and planning.is_auto(self):
-            checks.warn_of_pixels(data.rows)
+            planning.warn_of_pixels(data.rows)
         n_classes = len(self.classes_) if is_classifier(self) else None
         complete = all(ranks.gather(data.complete and (judge is None or judge.complete)))
         n_images = ranks.total(len(data))

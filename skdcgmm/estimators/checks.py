@@ -37,9 +37,6 @@ from skdcgmm.training import ranks
 
 Seed = int | RandomState | None
 
-# Rows that are looked at for pixels, and the least side of images that would be taken for such.
-_N_LOOKED_AT, _LEAST_SIDE = 100, 8
-_MAX_PIXEL = 2**16 - 1
 # Devices of torch on which no stack can be, and why.
 _NO_DEVICES = {
     "meta": "it holds no numbers",
@@ -196,12 +193,7 @@ def check_images(
     if reset and not complete and all(np.isnan(block).all() for block in blocks(rows)):
         raise ValueError("X has no observed value: all are NaN. Give images of which some is seen.")
     shape = image_shape or (rows.shape[1], 1, 1)
-    if rows.shape[1] != shape[0] * shape[1] * shape[2]:
-        raise ValueError(
-            f"image_shape={_as_user_shape(shape)} asks for {shape[0] * shape[1] * shape[2]} "
-            f"features a row; X has {rows.shape[1]}. Give image_shape the height, width (and "
-            "channels) of your images, or None for plain features."
-        )
+    _check_size(shape, rows.shape[1], known=not reset)
     return Images(rows, shape, row_shape or rows.shape[1:], complete=complete)
 
 
@@ -246,6 +238,22 @@ def _as_user_shape(shape: Shape) -> tuple[int, int, int]:
     return shape[1], shape[2], shape[0]
 
 
+def _check_size(shape: Shape, n_features: int, *, known: bool) -> None:
+    """Raise an error if rows are not of an image shape; warn of one that looks turned, if new."""
+    if n_features != math.prod(shape):
+        raise ValueError(
+            f"image_shape={_as_user_shape(shape)} asks for {math.prod(shape)} features a row; X "
+            f"has {n_features}. Give image_shape the height, width (and channels) of your images, "
+            "or None for plain features."
+        )
+    if not known and _looks_channels_first(_as_user_shape(shape)):
+        warnings.warn(
+            f"image_shape={_as_user_shape(shape)} is (height, width, channels), and looks like "
+            "channels first. If they come first, move them last, as by np.moveaxis(X, 1, -1).",
+            stacklevel=6,
+        )
+
+
 def _check_several(shape: tuple[int, ...], image_shape: Shape) -> None:
     """Raise an error if X has the shape of one image, and not that of several."""
     whole = _as_user_shape(image_shape)
@@ -257,11 +265,14 @@ def _check_several(shape: tuple[int, ...], image_shape: Shape) -> None:
         )
 
 
+def _looks_channels_first(shape: tuple[int, ...]) -> bool:
+    """Whether images would else be wider than high, and have more channels than rows."""
+    return len(shape) == 3 and shape[0] < min(shape[1:]) and shape[2] > 4
+
+
 def _check_trailing(trailing: tuple[int, ...], image_shape: Shape | None) -> Shape | None:
     shape = check_image_shape(trailing) if 0 not in trailing else None
-    # Else they would be wider than high, and have more channels than rows.
-    first = image_shape is None and len(trailing) == 3 and trailing[0] < min(trailing[1:])
-    if first and trailing[2] > 4:
+    if image_shape is None and _looks_channels_first(trailing):
         raise ValueError(
             f"X has images of shape {trailing}, which looks like channels first; they must come "
             "last. Move them, as by np.moveaxis(X, 1, -1), or give image_shape=(height, width, "
@@ -430,29 +441,6 @@ def check_mask(mask: Any, images: Images) -> NDArray[np.bool_]:
     if hidden.shape not in (expected, images.rows.shape):
         raise ValueError(f"mask must have the shape of X, {expected}; got {hidden.shape}.")
     return hidden.reshape(images.rows.shape)
-
-
-def warn_of_pixels(rows: NDArray[Any]) -> None:
-    """Warn if features are as many as the pixels of a square, and whole numbers as theirs are."""
-    n_features = rows.shape[1]
-    gray, colour = math.isqrt(n_features), math.isqrt(n_features // 3)
-    shapes = [
-        shape for shape in ((gray, gray), (colour, colour, 3)) if math.prod(shape) == n_features
-    ]
-    if not shapes or shapes[0][0] < _LEAST_SIDE:
-        return
-    some = rows[np.linspace(0, len(rows) - 1, _N_LOOKED_AT).astype(int)]
-    some = some[~np.isnan(some)].astype(np.float64)
-    if not some.size:
-        return
-    # Zeros and ones are as well the answers to questions.
-    if 1 < some.max() <= _MAX_PIXEL and (some >= 0).all() and (some == np.rint(some)).all():
-        warnings.warn(
-            f"X has rows of {n_features} whole numbers, which are taken for plain features. If "
-            f"they are pixels, set image_shape={shapes[0]}; if not, name the flat mixture, for "
-            "instance layers=[ConvGMM(8)].",
-            stacklevel=5,
-        )
 
 
 def refuse_stream(X: object, method: str, others: str) -> None:

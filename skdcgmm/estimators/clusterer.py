@@ -151,15 +151,17 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
         it; changing the arrays themselves does not, they are copies.
     means_ : dict of str to ndarray of shape (..., K, D)
         Means; the values of a window are in the order (row, column, channel) of the rows of X,
-        and those of the first layer in units of X. Above the first layer of a joint stack, these
-        are tables: the probability, by cell of the window, of each component below.
+        and those of the first layer in units of X, but in a pyramid. Above the first layer of a
+        joint stack, these are tables: the probability, by cell of the window, of each component
+        below.
     covariances_, precisions_ : dict of str to ndarray of shape (..., K, D) or (..., K)
         Variances and their inverses, of layers that hold Gaussians; without the last axis if
         spherical.
     detail_means_, detail_covariances_ : dict of str to ndarray of shape (..., K, D)
-        Means and variances of the details that the upper layers of a pyramid emit, in units of X.
-        The values, as of `means_` of its first layer, are coefficients of cosines in the order
-        (colour, row, column), the first colour being grey; only the top's begin with the mean.
+        Means and variances of the details that the upper layers of a pyramid emit. The values, as
+        of `means_` of its first layer, are coefficients of cosines in the order (colour, row,
+        column), the first colour being grey, and in units of the standard deviations of the
+        channels, not of X; only the top's begin with the mean.
     children_ : ndarray of shape (K - 1, 2)
         The tree by which the K top components are merged, as of
         `AgglomerativeClustering`: numbers below K are components, K + i is

@@ -1,5 +1,6 @@
 """From parameters and images to a stack that training can begin with."""
 
+import math
 import warnings
 from dataclasses import replace
 from typing import Any, NoReturn
@@ -7,6 +8,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 from numpy.random import RandomState
+from numpy.typing import NDArray
 from sklearn.base import clone
 
 from skdcgmm import published
@@ -18,6 +20,10 @@ from skdcgmm.model.windows import Shape
 from skdcgmm.published import objective as layerwise
 from skdcgmm.published.stack import LayerwiseStack
 from skdcgmm.training import Defaults, joint, ranks
+
+# Rows that are looked at for pixels, and the least side of images that would be taken for such.
+_N_LOOKED_AT, _LEAST_SIDE = 100, 8
+_MAX_PIXEL = 2**16 - 1
 
 OBJECTIVES = {"joint": joint.JOINT, "layerwise": layerwise.LAYERWISE}
 
@@ -78,6 +84,29 @@ def _takes_pyramid(estimator: Any, *, complete: bool) -> bool:
         if not complete:
             refuse_missing("training")
     return bool(estimator.pixels == "pyramid")
+
+
+def warn_of_pixels(rows: NDArray[Any]) -> None:
+    """Warn if features are as many as the pixels of a square, and whole numbers as theirs are."""
+    n_features = rows.shape[1]
+    gray, colour = math.isqrt(n_features), math.isqrt(n_features // 3)
+    shapes = [
+        shape for shape in ((gray, gray), (colour, colour, 3)) if math.prod(shape) == n_features
+    ]
+    if not shapes or shapes[0][0] < _LEAST_SIDE:
+        return
+    some = rows[np.linspace(0, len(rows) - 1, _N_LOOKED_AT).astype(int)]
+    some = some[~np.isnan(some)].astype(np.float64)
+    if not some.size:
+        return
+    # Zeros and ones are as well the answers to questions.
+    if 1 < some.max() <= _MAX_PIXEL and (some >= 0).all() and (some == np.rint(some)).all():
+        warnings.warn(
+            f"X has rows of {n_features} whole numbers, which are taken for plain features. If "
+            f"they are pixels, set image_shape={shapes[0]}; if not, name the flat mixture, for "
+            "instance layers=[ConvGMM(8)].",
+            stacklevel=5,
+        )
 
 
 def goes_on(estimator: Any, stack: BaseStack) -> bool:

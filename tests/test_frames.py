@@ -102,6 +102,8 @@ def test_views_of_tensors_are_tensors(X, convert):
 
 @pytest.mark.parametrize("cls", [DCGMMEstimator, DCGMMClassifier, DCGMMOutlierDetector])
 def test_dispatch_to_other_arrays_changes_nothing(X, digits, cls, monkeypatch):
+    pytest.importorskip("sklearn", "1.7")
+    pytest.importorskip("scipy", "1.14")
     monkeypatch.setenv("SCIPY_ARRAY_API", "1")
     y = digits[1][:200]
     expected = cls(**IMAGES).fit(X, y)

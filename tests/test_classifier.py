@@ -391,6 +391,8 @@ def test_images_of_unknown_class_do_not_count_in_the_score(digits, fitted, names
     known = np.arange(200) % 3 == 0
     few = np.where(known, y, -1)
     assert clf.score(X, few) == clf.score(X[known], y[known])
+    of_objects = np.array([np.int64(label) if label == -1 else label for label in few], object)
+    assert clf.score(X, of_objects) == clf.score(X, few)
     weight = np.linspace(0, 1, 200)
     expected = clf.score(X[known], y[known], sample_weight=weight[known])
     assert clf.score(X, few, sample_weight=torch.from_numpy(weight)) == expected

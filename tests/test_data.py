@@ -405,3 +405,19 @@ def test_what_only_fit_takes(digits):
         DCGMMEstimator(5).fit(X.reshape(-1, 1, 8, 8))
     with pytest.raises(ValueError, match="If channels come first, move them last"):
         est.predict(X.reshape(-1, 1, 8, 8))
+
+
+class Fetched(Several):
+    """Items that are fetched many at a time."""
+
+    def __getitems__(self, places):
+        return [self.images[place] for place in places]
+
+    def __getitem__(self, place):
+        raise AssertionError("one by one")
+
+
+def test_datasets_that_fetch_many_items_at_once(digits):
+    X = digits[0][:100]
+    means = [estimator(max_epochs=1).fit(kind(X)).means_["convgmm1"] for kind in (Several, Fetched)]
+    np.testing.assert_array_equal(*means)

@@ -170,9 +170,10 @@ def _parts(source: Dataset[Any], size: int, shuffle: RandomState | None) -> Iter
         )
     order = np.arange(len(source)) if shuffle is None else shuffle.permutation(len(source))
     # Of equal size, so that the last few images weigh no more than others.
-    for numbers in np.array_split(order, max(1, -(-len(order) // size))):
-        if len(numbers):
-            yield [source[number] for number in numbers.tolist()]
+    several = getattr(source, "__getitems__", None)  # many at once, as a loader would
+    for chosen in np.array_split(order, max(1, -(-len(order) // size))):
+        if places := chosen.tolist():
+            yield list(several(places)) if several else [source[place] for place in places]
 
 
 def _stacked(images: list[Any]) -> Any:

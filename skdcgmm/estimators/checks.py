@@ -490,9 +490,12 @@ def read_labels(y: Any, name: str) -> NDArray[Any]:
     """
     with config_context(array_api_dispatch=False):
         labels: NDArray[Any] = column_or_1d(as_array(y, name), warn=True)
-    if any(
-        value is None or is_scalar_nan(value) or is_pandas_na(value) for value in labels.tolist()
-    ):
+    if labels.dtype.kind == "f":
+        missing = bool(np.isnan(labels).any())
+    else:
+        values = labels.tolist() if labels.dtype.kind in "OMm" else []
+        missing = any(v is None or is_scalar_nan(v) or is_pandas_na(v) for v in values)
+    if missing:
         raise ValueError(f"{name} contains NaN, NA or None. Give -1 where the class is unknown.")
     assert_all_finite(labels, input_name=name)
     return labels
@@ -500,9 +503,10 @@ def read_labels(y: Any, name: str) -> NDArray[Any]:
 
 def is_known(labels: NDArray[Any]) -> NDArray[np.bool_]:
     """Where labels are not -1, which means unknown."""
-    if labels.dtype.kind not in "biufO":
-        return np.ones(len(labels), dtype=bool)
-    return np.array([label != -1 for label in labels.tolist()], dtype=bool)
+    if labels.dtype.kind in "biuf":
+        return cast("NDArray[np.bool_]", labels != -1)
+    # Names may be arrays or dates, whose comparison with a number need not be one truth.
+    return np.array([not (isinstance(v, numbers.Real) and v == -1) for v in labels.tolist()], bool)
 
 
 def encode_labels(y: Any) -> tuple[NDArray[Any], NDArray[np.int64]]:

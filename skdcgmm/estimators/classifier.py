@@ -274,7 +274,8 @@ checkpoint, checkpoint_minutes, max_minutes, distributed
         weight = score_weights(sample_weight, labels)
         weight = None if weight is None else weight[known]
         predicted = self._predict_images(images.take(known))
-        return float(accuracy_score(labels[known], predicted, sample_weight=weight))
+        truth = np.array(labels[known].tolist())  # numbers and names of any type of array
+        return float(accuracy_score(truth, predicted, sample_weight=weight))
 
     def predict_proba(self, X: Any) -> Any:
         """Probability of each class given the image; missing pixels are marginalised.

@@ -148,8 +148,8 @@ def _encode(value: Any, name: str, arrays: Arrays, names: Mapping[type, str]) ->
     if type(value) in names:
         state = value._asdict() if hasattr(value, "_asdict") else vars(value)
         return {"type": "object", "cls": names[type(value)], "state": by_name(state)}
-    if type(value) in (list, tuple):
-        return {"type": type(value).__name__, "items": each(value)}
+    if type(value) in (list, tuple, torch.Size):
+        return {"type": "list" if type(value) is list else "tuple", "items": each(value)}
     if type(value) is dict and all(type(key) is str for key in value):
         return {"type": "dict", "items": by_name(value)}
     if isinstance(value, torch.device | os.PathLike):

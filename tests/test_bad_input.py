@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import scipy.sparse
+import torch
 from sklearn.exceptions import NotFittedError
 
-from skdcgmm import ConvGMM, DCGMMEstimator, MaxPool
+from skdcgmm import ConvGMM, DCGMMClassifier, DCGMMEstimator, DCGMMOutlierDetector, MaxPool
 
 TOP = ConvGMM(3)
 
@@ -37,9 +38,23 @@ BAD_X = [
     (lambda X: X.reshape(-1, 2, 2, 4, 4), ValueError, "5 dimensions; 2, 3 or 4.*X must be"),
     (lambda X: X.reshape(-1, 4, 16), ValueError, "image_shape"),
     (lambda _: [[1.0, 2.0], [1.0]], ValueError, "X must be a dense"),
+    (lambda X: torch.from_numpy(X).to_sparse(), TypeError, "X must be a dense.*to_dense"),
+    (lambda X: torch.from_numpy(X).to("meta"), TypeError, "X must be a dense.*meta"),
+    (lambda X: masked(torch.from_numpy(X)), TypeError, "X must be a dense.*NaN for what"),
+    (lambda X: nested(torch.from_numpy(X)), TypeError, "X must be a dense"),
+    (lambda X: X.reshape(-1, 2, 4, 8), ValueError, "image_shape"),
 ]
 
 
+def masked(X):
+    return torch.masked.masked_tensor(X, X > 0)
+
+
+def nested(X):
+    return torch.nested.nested_tensor([X, X[:, :2]], layout=torch.jagged)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of MaskedTensors is in prototype stage")
 @pytest.mark.parametrize(("make", "error", "message"), BAD_X)
 @pytest.mark.parametrize("method", ["fit", "partial_fit", "predict", "score_samples", "transform"])
 def test_bad_x(est, digits, method, make, error, message):
@@ -89,6 +104,7 @@ def test_bad_x(est, digits, method, make, error, message):
         ({"score_method": "other"}, ValueError, "score_method must be one of"),
         ({"device": "tpu9"}, ValueError, "device must be 'auto'.*'tpu9'"),
         ({"device": "meta"}, ValueError, "device must be 'auto'.*'meta'.*holds no numbers"),
+        ({"device": "mps"}, ValueError, "device must be.*'mps'.*choose device='cpu'"),
         ({"device": "hpu"}, ValueError, "device must be 'auto'.*'hpu'"),
         ({"verbose": "yes"}, TypeError, "verbose must be an integer >= 0; got 'yes'"),
         ({"warm_start": "x"}, TypeError, "warm_start must be True or False; got 'x'"),
@@ -152,6 +168,26 @@ def test_bad_n_clusters(est, digits, tmp_path, parameters, error, message, warm_
         vars(est).clear()
         vars(est).update(attributes)
     np.testing.assert_array_equal(est.predict_proba(X), posterior)
+
+
+@pytest.mark.parametrize("cls", [DCGMMEstimator, DCGMMClassifier, DCGMMOutlierDetector])
+@pytest.mark.parametrize("shape", [(1, 32, 32), (2, 32, 32), (4, 32, 20), (13, 20, 32)])
+def test_channels_first(cls, shape, rng):
+    X = rng.random((20, *shape))
+    with pytest.raises(ValueError, match=r"looks like channels first.*moveaxis"):
+        cls(max_epochs=1).fit(X, np.arange(20) % 2)
+
+
+def test_a_shape_with_channels_first(rng):
+    X = rng.random((20, 3 * 8 * 8))
+    with pytest.warns(UserWarning, match=r"image_shape=\(3, 8, 8\) is .*looks like channels first"):
+        DCGMMEstimator(layers=[ConvGMM(2)], image_shape=(3, 8, 8), max_epochs=1).fit(X)
+
+
+@pytest.mark.parametrize("shape", [(32, 32, 13), (8, 8, 200), (20, 32, 4), (1, 30, 3), (3, 3, 8)])
+def test_channels_last(shape, rng):
+    est = DCGMMEstimator(layers=[ConvGMM(2)], max_epochs=1).fit(rng.random((20, *shape)))
+    assert est.image_shape_ == shape
 
 
 def test_layers_of_a_preset_have_no_names():

@@ -4,10 +4,13 @@ import itertools
 import pickle
 
 import numpy as np
+import pandas as pd
+import polars as pl
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import logsumexp
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
@@ -293,6 +296,12 @@ def test_warm_start_goes_on_with_the_same_classes(digits):
         (lambda y: ["a" if v > 4 else -1 for v in y], ValueError, "dtype object"),
         (lambda y: np.where(y > 4, np.nan, 1.0), ValueError, "Give -1 where"),
         (lambda y: np.where(y > 4, None, "a"), ValueError, "Give -1 where"),
+        (lambda y: np.where(y > 4, pd.NA, "a"), ValueError, "Give -1 where"),
+        (lambda y: pd.Series(y, dtype="Int64").where(y > 4), ValueError, "Give -1 where"),
+        (lambda _: pd.Series(["a"] * 99 + [None], dtype="string"), ValueError, "Give -1 where"),
+        (lambda _: pd.Series(["a"] * 99 + [None], dtype="category"), ValueError, "Give -1 where"),
+        (lambda _: pl.Series(["a"] * 99 + [None]), ValueError, "Give -1 where"),
+        (lambda y: torch.from_numpy(y).to_sparse(), TypeError, "y must be a dense tensor"),
         (lambda y: y + 0.5, ValueError, "Unknown label type: continuous"),
         (
             lambda y: np.where(y > 4, y.astype(object), "c1"),
@@ -308,6 +317,97 @@ def test_bad_labels(digits, fitted, make_y, error, message):
     with pytest.raises(error, match=f"(?s){message}"):
         clf.fit(X, make_y(y))
     assert clf.__dict__ == before
+
+
+def test_densities_of_classes_add_up_to_the_density(digits, fitted):
+    X, y = digits[0][:50], digits[1][:50]
+    of_classes = np.stack([fitted.score_samples(X, label) for label in fitted.classes_], 1)
+    prior = fitted.weights_["convgmm2"] @ fitted.class_probabilities_
+    expected = fitted.score_samples(X)
+    np.testing.assert_allclose(logsumexp(of_classes, 1, b=prior), expected, rtol=1e-4, atol=1e-3)
+    posterior = np.exp(of_classes - expected[:, None]) * prior
+    np.testing.assert_allclose(posterior, fitted.predict_proba(X), atol=1e-3)
+    # Each its own, or none.
+    some = np.where(np.arange(50) % 2, y, -1)
+    own = np.where(some >= 0, of_classes[np.arange(50), y], expected)
+    np.testing.assert_allclose(fitted.score_samples(X, some), own, rtol=1e-4)
+
+
+@pytest.mark.parametrize("pixels", ["tiles", "pyramid"])
+def test_what_is_filled_in_and_drawn_is_of_the_class(digits, pixels):
+    X, y = digits
+    clf = classifier(pixels=pixels, max_epochs=15).fit(X[:900], y[:900])
+    upper = X[900:1000].copy()
+    upper[:, 32:] = np.nan
+    known, truth = y[900:1000], X[900:1000]
+    errors = [np.square(clf.impute(upper, y=labels) - truth).mean() for labels in (None, known)]
+    assert errors[1] < 0.95 * errors[0]
+    shares = []
+    for labels in (None, known):
+        drawn = {"method": "sample", "temperature": 0, "random_state": 0}
+        whole = clf.impute(upper, y=labels, **drawn)
+        similar = clf.sample_like(upper, y=labels, temperature=0, random_state=0)[:, 0]
+        shares.append([(clf.predict(images) == known).mean() for images in (whole, similar)])
+    assert (np.array(shares[1]) > np.array(shares[0]) + 0.05).all()
+    # One class for all, and whatever order they are in.
+    threes = np.full(100, 3)
+    np.testing.assert_array_equal(clf.impute(upper, y=3), clf.impute(upper, y=threes))
+    order = np.argsort(known)
+    np.testing.assert_allclose(
+        clf.impute(upper[order], y=known[order]), clf.impute(upper, y=known)[order], atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("method", ["score_samples", "impute", "sample_like"])
+def test_classes_that_there_are_not(digits, fitted, method):
+    X = digits[0][:4]
+    call = getattr(fitted, method)
+    with pytest.raises(ValueError, match=r"y must be one of classes_.*got 11"):
+        call(X, y=[1, 2, 11, -1])
+    with pytest.raises(ValueError, match="y must be one of classes_"):
+        call(X, y="three")
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        call(X, y=[1, 2])
+    with pytest.raises(ValueError, match="Give -1 where"):
+        call(X, y=[1, 2, None, 3])
+    far = X.copy()
+    far[2, 5] = 1e20
+    if method == "impute":
+        with pytest.raises(ValueError, match="the first such image is row 2"):
+            call(far, y=[1, 2, 1, 3])
+    if method == "score_samples":
+        clf = pickle.loads(pickle.dumps(fitted)).set_params(score_method="layer")
+        with pytest.raises(ValueError, match="score_method must be 'density' where y is given"):
+            clf.score_samples(X, 3)
+
+
+@pytest.mark.parametrize("names", [False, True])
+def test_images_of_unknown_class_do_not_count_in_the_score(digits, fitted, names):
+    X, y = digits[0][:200], digits[1][:200]
+    clf = fitted
+    if names:
+        y = np.array(list("abcdefghij"))[y].astype(object)
+        clf = classifier(max_epochs=2).fit(X, y)
+    known = np.arange(200) % 3 == 0
+    few = np.where(known, y, -1)
+    assert clf.score(X, few) == clf.score(X[known], y[known])
+    of_objects = np.array([np.int64(label) if label == -1 else label for label in few], object)
+    assert clf.score(X, of_objects) == clf.score(X, few)
+    weight = np.linspace(0, 1, 200)
+    expected = clf.score(X[known], y[known], sample_weight=weight[known])
+    assert clf.score(X, few, sample_weight=torch.from_numpy(weight)) == expected
+    with pytest.raises(ValueError, match="y must hold the class of some images"):
+        clf.score(X, np.full(200, -1))
+    with pytest.raises(ValueError, match="Give -1 where"):
+        clf.score(X, np.where(known, y, None))
+
+
+def test_a_search_over_images_of_which_few_are_labelled(digits):
+    X, y = digits
+    few = np.where(np.arange(600) < 150, y[:600], -1)
+    search = GridSearchCV(classifier(), {"max_epochs": [1, 30]}, cv=2).fit(X[:600], few)
+    assert search.best_params_ == {"max_epochs": 30}
+    assert search.best_score_ > 0.6
 
 
 def test_weights_choose_what_is_learnt(digits):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from skdcgmm import ConvGMM, DCGMMClassifier, DCGMMEstimator, DCGMMOutlierDetector
@@ -61,7 +62,7 @@ class Flow(IterableDataset):
         return iter(torch.from_numpy(self.X))
 
 
-@pytest.fixture(params=["uint8", "float32"])
+@pytest.fixture(params=["uint8", "float32", ">f4", ">f8"])
 def mapped(request, digits, tmp_path):
     """The images, in memory and mapped from a file."""
     X = (digits[0] * 16).astype(request.param)
@@ -96,6 +97,22 @@ def test_the_pages_of_a_mapped_file_do_not_stay_in_memory(mapped):
         assert resident(file) == 0
 
 
+@pytest.mark.parametrize("dtype", [">f4", ">f8", ">i2"])
+def test_any_order_of_bytes_keeps_its_precision(digits, dtype):
+    X = (digits[0][:100] * 16).astype(dtype)
+    there = X.astype(X.dtype.newbyteorder("="))
+    fits = [estimator(max_epochs=1).fit(images) for images in (X, there, Batches(X))]
+    for est in fits:
+        assert est.means_["convgmm1"].dtype == fits[1].means_["convgmm1"].dtype
+        assert est.score_samples(X).dtype == (np.float64 if dtype == ">f8" else np.float32)
+        np.testing.assert_array_equal(est.transform(X), est.transform(there))
+        holes = np.where(np.eye(100, 64, dtype=bool), np.nan, X.astype(np.result_type(X, "f4")))
+        np.testing.assert_array_equal(
+            est.impute(holes.astype(holes.dtype.newbyteorder())), est.impute(holes)
+        )
+    np.testing.assert_array_equal(fits[0].labels_, fits[1].labels_)
+
+
 def test_changes_of_a_private_map_are_kept(tmp_path):
     np.save(tmp_path / "X.npy", np.zeros((100, 64)))
     X = np.load(tmp_path / "X.npy", mmap_mode="c")
@@ -114,7 +131,7 @@ def test_batches_of_a_dataset_are_of_equal_size(digits):
     X = digits[0][:501]
     stream = Stream(
         Items(X, np.zeros(501)),
-        lambda batch, _: Images(batch.numpy().reshape(-1, 64), (1, 8, 8), (64,)),
+        lambda batch, _: Images(batch.reshape(-1, 64), (1, 8, 8), (64,)),
         250,
         np.random.RandomState(0),
     )
@@ -126,7 +143,7 @@ def test_batches_of_a_dataset_are_of_equal_size(digits):
 def test_infinity_anywhere_in_a_large_array_is_found():
     X = np.zeros((2500, 3), dtype=np.float32)
     X[2400, 1] = np.inf
-    with pytest.raises(ValueError, match="Input X contains infinity"):
+    with pytest.raises(ValueError, match="Input X contains infinity, first in row 2400, feature 1"):
         DCGMMEstimator(2).fit(X)
 
 
@@ -207,6 +224,69 @@ def test_batches_that_cannot_be_learnt_from(digits, source, parameters, message)
     with pytest.raises(ValueError, match=message):
         est.set_params(**parameters).fit(source(digits[0]))
     np.testing.assert_array_equal(est.labels_, before)
+
+
+class Several(Dataset):
+    """Whatever images it is given, and their numbers."""
+
+    def __init__(self, images):
+        self.images = images
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return self.images[index], index
+
+
+def resized(X):
+    return [np.zeros((8 + i % 3, 8), dtype=np.float32) for i in range(len(X))]
+
+
+def pictures(X):
+    return [Image.fromarray(image) for image in (16 * X).astype(np.uint8).reshape(-1, 8, 8)]
+
+
+class Endless(Dataset):
+    """Without a length."""
+
+    def __getitem__(self, index):
+        return np.zeros((8, 8))
+
+
+@pytest.mark.parametrize("est", [estimator(), DCGMMOutlierDetector(image_shape=(8, 8))])
+@pytest.mark.parametrize("as_loader", [False, True])
+@pytest.mark.parametrize(
+    ("images", "error", "message"),
+    [
+        (resized, ValueError, "X must .*of one size.*Resize"),
+        (pictures, TypeError, "X must .*arrays or tensors.*torchvision.transforms"),
+        (lambda X: [{"image": image} for image in X], TypeError, "X must .*arrays or tensors"),
+        (lambda _: ["image"] * 3, TypeError, "X must .*arrays or tensors"),
+    ],
+)
+def test_items_that_are_no_images_of_one_size(digits, est, as_loader, images, error, message):
+    source = Several(images(digits[0][:20]))
+    with pytest.raises(error, match=message):
+        est.fit(DataLoader(source, 10) if as_loader else source)
+    assert not hasattr(est, "means_")
+
+
+def test_a_dataset_without_a_length(digits):
+    with pytest.raises(TypeError, match="X must have a length, or be an IterableDataset"):
+        estimator().fit(Endless())
+    with pytest.raises(ValueError, match="X must have batches of images; got none"):
+        estimator().fit(Several([]))
+
+
+@pytest.mark.parametrize("make", [torch.from_numpy, np.asarray, list])
+def test_datasets_do_not_depend_on_the_default_device(digits, make):
+    source = Several(make(digits[0][:100]))
+    expected = estimator(max_epochs=1).fit(source).means_
+    with torch.device("meta"):
+        found = estimator(max_epochs=1).fit(source).means_
+    for name, means in found.items():
+        np.testing.assert_array_equal(means, expected[name])
 
 
 class Mixed:
@@ -325,3 +405,19 @@ def test_what_only_fit_takes(digits):
         DCGMMEstimator(5).fit(X.reshape(-1, 1, 8, 8))
     with pytest.raises(ValueError, match="If channels come first, move them last"):
         est.predict(X.reshape(-1, 1, 8, 8))
+
+
+class Fetched(Several):
+    """Items that are fetched many at a time."""
+
+    def __getitems__(self, places):
+        return [self.images[place] for place in places]
+
+    def __getitem__(self, place):
+        raise AssertionError("one by one")
+
+
+def test_datasets_that_fetch_many_items_at_once(digits):
+    X = digits[0][:100]
+    means = [estimator(max_epochs=1).fit(kind(X)).means_["convgmm1"] for kind in (Several, Fetched)]
+    np.testing.assert_array_equal(*means)

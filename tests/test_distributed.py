@@ -19,14 +19,13 @@ from skdcgmm.training import joint, ranks
 STACK = {"layers": [ConvGMM(5, 4, shared=False), ConvGMM(6)], "image_shape": (8, 8)}
 # So uneven that the second process has no image of most batches.
 SHARES = (117, 3)
-FEW = {**STACK, "max_epochs": 4, "batch_size": 16, "random_state": 3}
+FEW = {**STACK, "max_epochs": 4, "batch_size": 16, "random_state": 3, "distributed": True}
+ALONE = {"distributed": False}
 CASES = {
     "joint": DCGMMEstimator(**FEW),
     "weighted": DCGMMEstimator(**FEW),
-    "features": DCGMMEstimator(3, max_epochs=4, batch_size=16, random_state=3),
-    "held out": DCGMMEstimator(
-        3, image_shape=(8, 8), max_epochs=4, batch_size=16, random_state=3, validation_fraction=0.2
-    ),
+    "features": DCGMMEstimator(3, **FEW | {"layers": "auto", "image_shape": None}),
+    "held out": DCGMMEstimator(3, validation_fraction=0.2, **FEW | {"layers": "auto"}),
     "layerwise": DCGMMEstimator(objective="layerwise", **FEW),
     "layerwise, held out": DCGMMEstimator(objective="layerwise", validation_fraction=0.2, **FEW),
     "classifier": DCGMMClassifier(**FEW),
@@ -52,7 +51,7 @@ STEPS = {
 N_TRAINED, GOOD_SHARES = 1200, (900, 300)
 GOOD = DCGMMEstimator(
     layers=[ConvGMM(20, 4, shared=False), ConvGMM(40)], image_shape=(8, 8), max_epochs=15,
-    batch_size=100, random_state=0,
+    batch_size=100, random_state=0, distributed=True,
 )  # fmt: skip
 
 
@@ -97,6 +96,7 @@ def fit_case(name, X, y, weight, rank):
 def one_step(name, path, X, y, weight):
     """An earlier fit, and a step more on all images."""
     est = type(STEPS[name]).load(path).set_params(warm_start=True, max_epochs=1, batch_size=1000)
+    est.set_params(distributed=distributed.is_initialized())
     if name == "classifier":
         return est.fit(X, y, sample_weight=weight)
     return est.fit(X, sample_weight=weight)
@@ -153,16 +153,22 @@ def work(rank, folder, X, y, few, weight):
     )
     for name in CASES:
         fit_case(name, few, y, weight, rank).save(f"{folder}/{name}-{rank}")
-    errors = []
+    errors, two = [], DCGMMEstimator(2, max_epochs=1, distributed=True)
     for fit in (
-        lambda: DCGMMEstimator(2).fit(few[:, 20 : 30 + rank]),
-        lambda: DCGMMEstimator(2).fit(few[:, 20:30], sample_weight=weight if rank else None),
-        lambda: DCGMMEstimator(2).fit(Batches(few[:, 20:30], 3 + rank)),
+        lambda: two.fit(few[:, 20 : 30 + rank]),
+        lambda: two.fit(few[:, 20:30], sample_weight=weight if rank else None),
+        lambda: two.fit(Batches(few[:, 20:30], 3 + rank)),
+        lambda: two.fit(few[:, 20:30], X_val=few[:, 20:30] if rank else None),
     ):
         with pytest.raises(ValueError) as error:
             fit()
         errors.append(str(error.value))
-    averaged = [gradients(rank, n_images) for n_images in ((9, 2), (5, 0), (4, 4))]
+    with ranks.joined(True):
+        averaged = [gradients(rank, n_images) for n_images in ((9, 2), (5, 0), (4, 4))]
+    if rank == 0:  # the other one does not take part
+        DCGMMEstimator(**FEW | ALONE).fit(few).save(f"{folder}/alone")
+        with pytest.warns(UserWarning, match="this process trains a model of its own"):
+            DCGMMEstimator(**FEW | {"distributed": None}).fit(few).save(f"{folder}/warned")
     part = own(rank, SHARES)
     stopped_and_again(f"{folder}/checkpoint", few[part]).save(f"{folder}/resumed-{rank}")
     GOOD.fit(by_class(X, y)[own(rank, GOOD_SHARES)]).save(f"{folder}/good-{rank}")
@@ -193,7 +199,8 @@ def folder(digits, few, tmp_path_factory):
     X, y = digits
     for name, est in STEPS.items():
         given = (few[0], y[: sum(SHARES)])
-        est.fit(*given[: 2 if name == "classifier" else 1]).save(folder / f"start-{name}")
+        est = clone(est).set_params(**ALONE).fit(*given[: 2 if name == "classifier" else 1])
+        est.save(folder / f"start-{name}")
     multiprocessing.start_processes(work, (folder, X, y, *few), nprocs=2, start_method="spawn")
     return Path(folder)
 
@@ -267,7 +274,7 @@ def test_two_processes_learn_as_well_as_one(folder, digits):
     first, second = (DCGMMEstimator.load(folder / f"good-{rank}") for rank in range(2))
     assert_same(first, second)
     together = first.score_samples(new)
-    alone = clone(GOOD).fit(by_class(X, y)).score_samples(new)
+    alone = clone(GOOD).set_params(**ALONE).fit(by_class(X, y)).score_samples(new)
     assert together[low].mean() == pytest.approx(alone[low].mean(), abs=0.5)
     assert together[~low].mean() == pytest.approx(alone[~low].mean(), abs=1)
 
@@ -283,7 +290,21 @@ MESSAGES = [
     "X must be of one shape and type in all processes",
     "sample_weight must be given in all processes, or in none",
     "X must have as many batches in all processes",
+    "X_val must be given in all processes, or in none",
 ]
+
+
+def test_a_process_may_train_alone(folder, few):
+    alone = DCGMMEstimator(**FEW | ALONE).fit(few[0])
+    for name in ("alone", "warned"):
+        assert_same(DCGMMEstimator.load(folder / name), alone)
+
+
+def test_processes_that_are_not_there(few):
+    with pytest.raises(ValueError, match=r"distributed=True needs processes.*torchrun"):
+        DCGMMEstimator(**FEW).fit(few[0])
+    with pytest.raises(TypeError, match="distributed must be True or False"):
+        DCGMMEstimator(**FEW | {"distributed": "yes"}).fit(few[0])
 
 
 @pytest.mark.parametrize(("index", "message"), list(enumerate(MESSAGES)))

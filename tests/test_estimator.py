@@ -1,4 +1,5 @@
 import copy
+import itertools
 import pickle
 
 import joblib
@@ -11,13 +12,15 @@ from hypothesis import strategies as st
 from sklearn import config_context
 from sklearn.base import clone, is_clusterer
 from sklearn.datasets import load_digits, make_blobs
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from sklearn.mixture import GaussianMixture
 from sklearn.model_selection import GridSearchCV, KFold, cross_val_score
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import MinMaxScaler
+from torch.utils.data import TensorDataset
 
-from skdcgmm import ConvGMM, DCGMMEstimator, DCGMMOutlierDetector, MaxPool
+from skdcgmm import ConvGMM, DCGMMClassifier, DCGMMEstimator, DCGMMOutlierDetector, MaxPool
 from skdcgmm.published.objective import LAYERWISE
 from skdcgmm.training.joint import JOINT
 from tests import oracle
@@ -226,15 +229,144 @@ def test_validation_keeps_the_best_epoch():
     assert est.score(X[400:]) > 15
 
 
+@pytest.mark.parametrize("objective", ["joint", "layerwise"])
+def test_images_of_ones_own_judge_the_progress(digits, objective):
+    X = digits[0]
+    parameters = {"image_shape": (8, 8), "objective": objective, "max_epochs": 4}
+    est = DCGMMEstimator(batch_size=50, random_state=0, **parameters)
+    own, others = X[:700], X[700:]
+    plain = clone(est).fit(own)
+    judged = clone(est).fit(own, X_val=others)
+    assert [row["loss"] for row in judged.history_] == [row["loss"] for row in plain.history_]
+    if objective == "joint":
+        best = max(row["validation_loss"] for row in judged.history_)
+        assert judged.score(others) == pytest.approx(best, rel=1e-5)
+    streamed = clone(est).fit(TensorDataset(torch.from_numpy(own)), X_val=torch.from_numpy(others))
+    assert np.isfinite([row["validation_loss"] for row in streamed.history_]).all()
+
+
+def test_images_of_ones_own_in_the_other_estimators(digits):
+    X, y = digits
+    parameters = {"image_shape": (8, 8), "max_epochs": 4, "random_state": 0}
+    new, others = X[900:], X[:900]
+    detector = DCGMMOutlierDetector(contamination=0.2, **parameters).fit(others, X_val=new)
+    assert np.mean(detector.predict(new) == -1) == pytest.approx(0.2, abs=0.05)
+    clf = DCGMMClassifier(**parameters).fit(others, y[:900], X_val=new, y_val=y[900:])
+    alone = DCGMMClassifier(**parameters).fit(others, y[:900], X_val=new)
+    expected = np.mean(alone.score_samples(new))
+    assert alone.history_[-1]["validation_loss"] == pytest.approx(expected, rel=1e-4)
+    probabilities = clf.predict_proba(new)[np.arange(len(new)), y[900:]]
+    expected = clf.score_samples(new).mean() + np.log(probabilities).mean()
+    assert clf.history_[-1]["validation_loss"] == pytest.approx(expected, rel=1e-3)
+    with pytest.raises(ValueError, match=r"y_val must be one of classes_.*got 12"):
+        clf.fit(others, y[:900], X_val=new, y_val=y[900:] + 3)
+
+
+@pytest.mark.parametrize(
+    ("X_val", "parameters", "error", "message"),
+    [
+        (np.zeros((3, 5)), {}, ValueError, "X_val must be images like those of X: .*5 features"),
+        (np.zeros((0, 64)), {}, ValueError, "X_val must be images like those of X: .*0 sample"),
+        (["a"], {}, ValueError, "X_val must be images like those of X: "),
+        (np.zeros((3, 64)), {"validation_fraction": 0.1}, ValueError, "must be None where X_val"),
+    ],
+)
+def test_images_that_cannot_judge(digits, X_val, parameters, error, message):
+    est = deep().fit(digits[0][:50])
+    before = dict(vars(est))
+    with pytest.raises(error, match=message):
+        clone(est).set_params(**parameters).fit(digits[0][:50], X_val=X_val)
+    with pytest.raises(error, match=message):
+        est.set_params(**parameters).fit(digits[0][:50], X_val=X_val)
+    assert {**vars(est), **before} == {**before, **vars(est), "validation_fraction": None}
+
+
+@pytest.mark.parametrize("objective", ["joint", "layerwise"])
+def test_training_ends_and_is_annealed_when_its_time_is_over(digits, objective, monkeypatch):
+    """Each look at the clock is a second: of a thousand steps there is time for a few."""
+    X, seconds = digits[0], itertools.count()
+    monkeypatch.setattr("time.monotonic", lambda: float(next(seconds)))
+    layers = [ConvGMM(5, 4), ConvGMM(4)]
+    parameters = {"layers": layers, "image_shape": (8, 8), "objective": objective}
+    est = DCGMMEstimator(max_minutes=0.5, batch_size=50, random_state=0, **parameters).fit(X)
+    assert est._progress.steps >= 1000
+    assert est.n_iter_ == 1
+    if objective == "layerwise":
+        radii = [est.history_[-1][f"convgmm{i}__radius"] for i in (1, 2)]
+        assert radii == [0.01, 0.01]
+    else:
+        # A short training of the same number of steps.
+        short = DCGMMEstimator(max_epochs=1, batch_size=60, random_state=0, **parameters).fit(X)
+        assert est._progress.steps == est._progress.n_steps
+        assert est.score_samples(X).mean() > short.score_samples(X).mean() - 3
+
+
+def test_time_enough_changes_nothing(digits):
+    X = digits[0][:200]
+    est = deep().fit(X)
+    with_time = deep(max_minutes=60.0).fit(X)
+    np.testing.assert_array_equal(with_time.predict_proba(X), est.predict_proba(X))
+    with pytest.raises(ValueError, match="max_minutes must be a number > 0, or None"):
+        deep(max_minutes=0).fit(X)
+
+
 def test_warm_start_goes_on_where_the_fit_ended(digits):
     est = deep(warm_start=True, max_epochs=20).fit(digits[0])
     before = est.means_["convgmm1"]
     est.set_params(max_epochs=1).fit(digits[0])
     assert est.history_[0]["convgmm1__radius"] == 0.01  # no new annealing
     assert 0 < np.abs(est.means_["convgmm1"] - before).max() < 0.2
-    est.set_params(layers=[ConvGMM(3)]).fit(digits[0])  # another stack starts anew
+    with pytest.warns(UserWarning, match="warm_start=True, but layers"):
+        est.set_params(layers=[ConvGMM(3)]).fit(digits[0])  # another stack starts anew
     assert list(est.means_) == ["convgmm1"]
     assert est.means_["convgmm1"].shape == (3, 64)
+
+
+@pytest.mark.parametrize(
+    ("cls", "parameters"),
+    [
+        (DCGMMEstimator, {}),
+        (DCGMMEstimator, {"n_clusters": 5}),
+        (DCGMMEstimator, {"objective": "layerwise", "score_method": "layer"}),
+        (DCGMMEstimator, {"image_shape": None, "n_clusters": 5}),
+        (DCGMMClassifier, {}),
+        (DCGMMOutlierDetector, {}),
+    ],
+)
+def test_warm_start_goes_on_with_any_number_of_images(digits, cls, parameters):
+    X, y = digits
+    parameters = {"image_shape": (8, 8), "warm_start": True, "max_epochs": 20} | parameters
+    est = cls(random_state=0, **parameters).fit(X[:700], y[:700])
+    shapes = {name: means.shape for name, means in est.means_.items()}
+    before = est.score_samples(X[700:]).mean()
+    est.set_params(max_epochs=2, learning_rate=1e-3).fit(X, y)
+    assert {name: means.shape for name, means in est.means_.items()} == shapes
+    if cls is not DCGMMOutlierDetector:  # whose scores are relative to those of images held out
+        assert est.score_samples(X[700:]).mean() > before - 2
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        ({}, {"pixels": "tiles"}),
+        ({}, {"reg_covar": 0.01}),
+        ({}, {"image_shape": (4, 16)}),
+        ({}, {"layers": [ConvGMM(9, 4, shared=False), ConvGMM(9)]}),
+        ({}, {"objective": "layerwise"}),
+        ({"image_shape": None, "n_clusters": 3}, {"n_clusters": 5}),
+        ({"n_clusters": None}, {"n_clusters": 101}),
+    ],
+)
+def test_a_warm_start_that_is_none_warns(digits, first, then):
+    X = digits[0]
+    parameters = {"image_shape": (8, 8), "warm_start": True, "max_epochs": 1, "random_state": 0}
+    est = DCGMMEstimator(**parameters | first).fit(X[:900])
+    est.set_params(**then)
+    with pytest.warns(UserWarning, match=r"warm_start=True, but layers.* the stack starts anew"):
+        est.fit(X)
+    means = clone(est).fit(X).means_  # as without an earlier fit
+    for name, found in est.means_.items():
+        np.testing.assert_array_equal(found, means[name])
 
 
 def test_partial_fit_anneals_over_the_stream(digits):
@@ -269,7 +401,10 @@ def test_divergence_is_reported_and_leaves_the_earlier_fit(digits):
         est.set_params(learning_rate=1e30).fit(digits[0])
     extreme = digits[0][:50].copy()
     extreme[3, 27] = 1e25
-    with pytest.raises(ValueError, match=r"diverge.*extreme values in X"):
+    with (
+        pytest.raises(ValueError, match=r"diverge.*extreme values in X"),
+        pytest.warns(UserWarning, match="X varies by far more than the first chunk"),
+    ):
         est.set_params(learning_rate=None).partial_fit(extreme)
     np.testing.assert_array_equal(est.predict_proba(digits[0]), before)
 
@@ -277,7 +412,8 @@ def test_divergence_is_reported_and_leaves_the_earlier_fit(digits):
 def test_constant_images_fit_without_nan():
     X = np.full((30, 16), 3.0)
     est = DCGMMEstimator(2, image_shape=(4, 4), layers=[ConvGMM(2, 2), ConvGMM(2)], max_epochs=5)
-    est.fit(X)
+    with pytest.warns(ConvergenceWarning, match="Only 1 of n_clusters=2 clusters have images"):
+        est.fit(X)
     assert np.isfinite(est.score_samples(X)).all()
     assert all(np.isfinite(values).all() for values in est.means_.values())
 
@@ -304,6 +440,7 @@ def merged(request, digits):
         ({"layers": "auto", "image_shape": None, "objective": "layerwise"}, 4),
     ],
 )
+@pytest.mark.filterwarnings("ignore:Only 1 of n_clusters=4 clusters have images")
 def test_n_clusters_leaves_the_top_as_it_is(digits, parameters, n_top):
     X = digits[0][:100]
     est = deep(**{"n_clusters": 4, "objective": "joint", "max_epochs": 1, **parameters}).fit(X)
@@ -314,6 +451,29 @@ def test_n_clusters_leaves_the_top_as_it_is(digits, parameters, n_top):
     assert est.predict_proba(X).shape == (100, 4)
     if isinstance(parameters["layers"], list):  # the parameter, too
         assert est.layers[-1].n_components == n_top
+
+
+def test_criteria_say_that_they_do_not_tell_numbers_of_clusters(digits):
+    X = digits[0][:300]
+    est = DCGMMEstimator(4, image_shape=(8, 8), max_epochs=1, random_state=0).fit(X)
+    values = []
+    for n_clusters in (4, 20):
+        est.set_params(n_clusters=n_clusters)
+        for name in ("aic", "bic"):
+            with pytest.warns(UserWarning, match=f"{name} is the same for all n_clusters"):
+                values.append(getattr(est, name)(X))
+    assert values[:2] == values[2:]
+    est.set_params(n_clusters=None)  # the components themselves
+    assert [est.aic(X), est.bic(X)] == values[:2]
+    est = DCGMMEstimator(4, max_epochs=1).fit(X[:, 20:24])  # a flat mixture of four
+    assert np.isfinite([est.aic(X[:, 20:24]), est.bic(X[:, 20:24])]).all()
+
+
+def test_clusters_without_images_are_reported(rng):
+    X = np.repeat(rng.normal(size=(3, 2)), 20, axis=0)
+    with pytest.warns(ConvergenceWarning, match="Only 3 of n_clusters=5 clusters have images"):
+        labels = DCGMMEstimator(5, random_state=0).fit_predict(X)
+    assert len(set(labels)) == 3
 
 
 def test_clusters_are_merged_without_a_change_of_the_density(merged, digits):

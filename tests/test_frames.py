@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
+import sklearn
 import torch
 
 from skdcgmm import DCGMMClassifier, DCGMMEstimator, DCGMMOutlierDetector
@@ -83,6 +84,41 @@ def test_tensors_come_back_as_tensors(X, plain, method):
 @pytest.mark.parametrize(
     "convert",
     [
+        torch._neg_view,
+        lambda X: X.requires_grad_(),
+        lambda X: torch.repeat_interleave(X, 2, dim=1)[:, ::2],
+        lambda X: X.to(torch.bfloat16).double(),
+    ],
+    ids=["negative", "with gradients", "strided", "double"],
+)
+def test_views_of_tensors_are_tensors(X, convert):
+    tensor = convert(torch.from_numpy(X[:60].copy()))
+    values = tensor.detach().resolve_neg().numpy()
+    ours, theirs = (DCGMMEstimator(3, **IMAGES).fit(images) for images in (tensor, values))
+    np.testing.assert_array_equal(ours.labels_, theirs.labels_)
+    np.testing.assert_array_equal(ours.transform(tensor).numpy(), theirs.transform(values))
+    assert torch.equal(DCGMMEstimator(3, **IMAGES).fit_predict(tensor), ours.predict(tensor))
+
+
+@pytest.mark.parametrize("cls", [DCGMMEstimator, DCGMMClassifier, DCGMMOutlierDetector])
+def test_dispatch_to_other_arrays_changes_nothing(X, digits, cls, monkeypatch):
+    pytest.importorskip("sklearn", "1.7")
+    pytest.importorskip("scipy", "1.14")
+    monkeypatch.setenv("SCIPY_ARRAY_API", "1")
+    y = digits[1][:200]
+    expected = cls(**IMAGES).fit(X, y)
+    with sklearn.config_context(array_api_dispatch=True):
+        est = cls(**IMAGES).fit(torch.from_numpy(X), torch.from_numpy(y))
+        scores, labels = (
+            method(torch.from_numpy(X)) for method in (est.score_samples, est.predict)
+        )
+    np.testing.assert_array_equal(scores.numpy(), expected.score_samples(X))
+    np.testing.assert_array_equal(labels.numpy(), expected.predict(X))
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
         np.asfortranarray,
         lambda X: np.repeat(X, 2, axis=1)[:, ::2],
         lambda X: X.astype(">f4"),
@@ -93,6 +129,16 @@ def test_tensors_come_back_as_tensors(X, plain, method):
 )
 def test_anything_that_numpy_takes(X, plain, convert):
     np.testing.assert_allclose(plain.score_samples(convert(X)), plain.score_samples(X), rtol=1e-5)
+
+
+def test_a_list_of_tensors(X, plain):
+    rows = list(torch.from_numpy(X.copy()).requires_grad_())
+    np.testing.assert_array_equal(plain.predict(rows), plain.predict(X))
+
+
+def test_whole_numbers_in_half_precision_are_looked_at(X):
+    with pytest.warns(UserWarning, match="taken for plain features"):
+        DCGMMEstimator(2, max_epochs=1).fit((16 * X).astype(np.float16))
 
 
 @pytest.mark.parametrize("shape", [(-1, 64), (-1, 8, 8), (-1, 8, 8, 1)])

@@ -1,10 +1,13 @@
 """Schedules that open again, and searches in several processes."""
 
+import pickle
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from joblib import parallel_config
+from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV
 
@@ -94,6 +97,44 @@ def test_what_cannot_be_reopened(digits):
     est = estimator(max_epochs=1).fit(digits[0])
     with pytest.raises(ValueError, match="fraction must be a number >= 0 and <= 1"):
         est.reset_annealing(1.5)
+
+
+@pytest.mark.parametrize("n_blank", [1, 2])
+@pytest.mark.parametrize("pixels", ["tiles", "pyramid"])
+def test_a_stream_begins_once_images_differ(digits, n_blank, pixels):
+    X = digits[0]
+    est = DCGMMEstimator(5, image_shape=(8, 8), pixels=pixels, random_state=0)
+    expected = clone(est).partial_fit(X[:300]).partial_fit(X[300:])
+    for _ in range(n_blank):
+        with pytest.warns(UserWarning, match="X holds the same image many times"):
+            est.partial_fit(np.full((200, 64), 7, dtype=np.float32))
+        est = pickle.loads(pickle.dumps(est))
+    est.partial_fit(X[:300]).partial_fit(X[300:])
+    np.testing.assert_array_equal(est.score_samples(X), expected.score_samples(X))
+    assert est.n_iter_ == 2
+    est.partial_fit(X[:1])  # goes on
+
+
+def test_a_stream_is_planned_for_more_than_its_first_chunk(digits):
+    X = digits[0]
+    est = DCGMMEstimator(image_shape=(8, 8), random_state=0).partial_fit(X[:150])
+    assert [weights.shape[-1] for weights in est.weights_.values()] == [100, 150]
+    with pytest.warns(UserWarning, match="of 30 images, no layer can have more than 30 components"):
+        clone(est).partial_fit(X[:30])
+    with pytest.raises(ValueError, match="n_clusters must be at most 150"):
+        clone(est).set_params(n_clusters=200).partial_fit(X[:150])
+    # Plain features do not need as many.
+    assert DCGMMEstimator(3).partial_fit(X[:30]).weights_["convgmm1"].shape == (3,)
+
+
+def test_chunks_in_other_units_than_the_first(digits):
+    X = digits[0]
+    for est in (estimator(), estimator("layerwise"), estimator(pixels="pyramid")):
+        est.partial_fit(X / 255)
+        with pytest.warns(UserWarning, match="X varies by far more than the first chunk"):
+            est.partial_fit(X)
+        est.partial_fit(X / 255)
+        est.partial_fit(X / 255 / 1000)
 
 
 def search(X):

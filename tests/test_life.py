@@ -240,6 +240,7 @@ def folder(tmp_path):
 
 
 @pytest.mark.usefixtures("folder")
+@pytest.mark.filterwarnings("ignore:(The stack of a stream|warm_start=True, but|Only . of n_clus)")
 class TestLife(Life.TestCase):
     settings = settings(max_examples=10, stateful_step_count=12, deadline=None)
 

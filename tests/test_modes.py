@@ -10,8 +10,20 @@ import numpy as np
 import pytest
 import torch
 
-from skdcgmm import ConvGMM, DCGMMClassifier, DCGMMEstimator, DCGMMOutlierDetector
+from skdcgmm import (
+    ConvGMM,
+    DCGMMClassifier,
+    DCGMMEstimator,
+    DCGMMImputer,
+    DCGMMOutlierDetector,
+)
+from skdcgmm.data import Batch
 from skdcgmm.model import computing
+from skdcgmm.model.specs import lay_out, name_layers
+from skdcgmm.model.stack import Stack
+from skdcgmm.model.tables import Generation
+from skdcgmm.published.stack import LayerwiseStack
+from skdcgmm.training.joint import log_prob
 
 STACK = [ConvGMM(5, 4), ConvGMM(3)]
 IMAGES = {"layers": STACK, "image_shape": (8, 8), "max_epochs": 2, "random_state": 0}
@@ -21,6 +33,7 @@ ESTIMATORS = {
     "layerwise": lambda: DCGMMEstimator(objective="layerwise", score_method="layer", **IMAGES),
     "detector": lambda: DCGMMOutlierDetector(**IMAGES),
     "classifier": lambda: DCGMMClassifier(**IMAGES),
+    "imputer": lambda: DCGMMImputer(method="sample", **IMAGES),
 }
 CPU = torch.device("cpu")
 
@@ -43,15 +56,19 @@ def answers(est, X):
     """What all methods answer."""
     holes = X.copy()
     holes[:, 20:30] = np.nan
-    found = [est.predict(X), est.score_samples(holes), est.summary(), *est.covariances_.values()]
+    found = [est.score_samples(holes), est.summary(), *est.covariances_.values()]
     found += [*est.weights_.values(), *est.means_.values()]
     if hasattr(est, "clusters_"):
         found += [est.clusters_, est.cluster_centers_, est.component_means_, est.children_]
-    for name in ("transform", "predict_proba"):
+    for name in ("predict", "transform", "predict_proba"):
         if hasattr(est, name):
             found.append(getattr(est, name)(holes))
+    if hasattr(est, "classes_"):
+        found += [est.score_samples(X, 1), est.impute(holes, y=1), est.sample_like(X[:3], y=1)]
     if hasattr(est, "sample"):
-        found += [*est.sample(4), est.sample_like(X[:3])]
+        found += est.sample(4)
+    if hasattr(est, "impute"):
+        found.append(est.sample_like(X[:3]))
         found += [est.impute(holes), est.impute(holes, method="sample")]
         found += [*est.sharpen(X[:3], n_steps=2, return_values=True)]
     if hasattr(est, "calibrate"):
@@ -185,3 +202,55 @@ def test_precision_is_given_back_by_the_last_thread():
         assert torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+GENERATION = Generation(temperature=1.0, top_s=2, generator=None)
+# What a tree computes of images of which some pixels are missing; and of whole ones.
+OF_ANY = {
+    "variants": lambda tree, x: tree.variants(x, tree.names[0], GENERATION),
+    "variants of the top": lambda tree, x: tree.variants(x, tree.names[-1], GENERATION),
+    "impute_sample": lambda tree, x: tree.impute_sample(x, GENERATION),
+    "impute_mean": lambda tree, x: tree.impute_mean(x),
+    "layer_log_prob": lambda tree, x: tree.layer_log_prob(x, tree.names[-1]),
+    "log_prob": lambda tree, x: tree.stack_log_prob(x),
+}
+OF_WHOLE = {
+    "scores": lambda tree, x: tree.scores(x, True),
+    "posterior": lambda tree, x: tree.posterior(x, True),
+    "responsibilities": lambda tree, x: torch.cat(
+        [r.flatten() for r in tree.responsibilities(x, tree.names, True)]
+    ),
+    "sample": lambda tree, x: tree.sample(torch.zeros_like(x[:, 0, 0, 0]).long(), GENERATION),
+}
+OF_DENSITIES = {
+    "statistics": lambda tree, x: tree.statistics(x, True),
+    "shortfalls": lambda tree, x: tree.shortfalls(x, True)[0],
+    "classes": lambda tree, x: tree.class_probabilities(x, True),
+    "a class": lambda tree, x: tree.given_class(1).log_prob(x, True),
+    "component_means": lambda tree, _: tree.component_means(),
+    "a step": lambda tree, x: log_prob(tree, Batch(x, torch.ones_like(x[:, 0, 0, 0]), None)),
+    "labels": lambda tree, x: log_prob(tree, Batch(x, y=torch.zeros_like(x[:, 0, 0, 0]).long())),
+}
+
+
+@pytest.mark.parametrize("kind", ["tiles", "spherical", "pyramid", "atoms", "layerwise"])
+def test_all_is_computed_where_the_stack_is(kind, monkeypatch):
+    """On a device without numbers, what is made elsewhere is an error, as it would be on a GPU."""
+    # Whatever depends on numbers is taken to be so: pixels are missing, densities finite.
+    monkeypatch.setattr(torch.Tensor, "__bool__", lambda _: True)
+    spec = ConvGMM(3, 2, covariance_type="spherical" if kind == "spherical" else "diag")
+    layers = lay_out(name_layers([spec, ConvGMM(4)]), (2, 4, 4), tiling=True)
+    make = LayerwiseStack if kind == "layerwise" else Stack
+    pixels = kind if kind in ("pyramid", "atoms") else "tiles"
+    stack = make(layers, None if kind == "layerwise" else 2, pixels=pixels)
+    stack.float().to("meta")
+    x = torch.empty(5, 2, 4, 4, device="meta")
+    calls = {**OF_WHOLE, **({} if kind == "layerwise" else OF_DENSITIES)}
+    if kind == "pyramid":  # which looks at what is missing on its way
+        del calls["a step"], calls["labels"]
+    else:
+        calls |= OF_ANY
+    if kind == "layerwise":  # generators have a device that computes
+        del calls["impute_mean"]
+    for name, call in calls.items():
+        assert call(stack(), x).device == x.device, name

@@ -76,6 +76,31 @@ def test_extreme_data_give_finite_answers(name, kind):
         assert np.isfinite(est.impute(X)).all()
 
 
+@pytest.mark.parametrize("exponent", [-85, 75])
+@pytest.mark.parametrize("name", [*ESTIMATORS, "pyramid"])
+def test_units_whose_squares_are_beyond_single_precision(name, exponent, digits):
+    """A power of two changes no digit: neither of answers nor of parameters."""
+    X, y = digits[0][:100], np.where(np.arange(100) < 60, digits[1][:100] % 3, -1)
+    est = DCGMMEstimator(3, **IMAGES) if name == "pyramid" else clone(ESTIMATORS[name])
+    est.set_params(**{"pixels": "tiles"} if name == "joint" else {})
+    unit = np.float32(2) ** exponent
+    answers = []
+    for scale in (1, unit):
+        fitted = est.fit(X * scale, y)
+        found = [fitted.predict(X * scale), np.diff(fitted.score_samples(X * scale))]
+        if hasattr(fitted, "sample"):
+            holes = np.where(np.arange(64) < 20, np.nan, X[:9]) * scale
+            made = fitted.sample(3)[0], fitted.sharpen(X[:5] * scale, n_steps=3, pull=0.1)
+            found += [images / scale for images in (*made, fitted.impute(holes.astype("f4")))]
+        parameters = fitted.covariances_, fitted.precisions_
+        assert all(np.isfinite(values).all() for p in parameters for values in p.values())
+        fitted.covariances_, fitted.means_ = fitted.covariances_, fitted.means_
+        fitted.precisions_ = fitted.precisions_
+        answers.append([*found, np.diff(fitted.score_samples(X * scale))])
+    for expected, found in zip(*answers, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-3)
+
+
 FAR = NOISE[:4].copy()
 FAR[1, 27] = 1e20
 
@@ -112,8 +137,11 @@ def test_an_image_beyond_all_is_of_no_cluster(name, method):
             return
         est.set_params(transform_layers=0)
     call = (lambda X: est.impute(X, method="sample")) if method == "draw" else getattr(est, method)
-    with pytest.raises(ValueError, match="X has values so far from those of fit"):
+    with pytest.raises(ValueError, match=r"so far from those of fit.* is row 1"):
         call(FAR)
+    if method == "sample_like":
+        with pytest.raises(ValueError, match="the first such image is row 1"):
+            est.sample_like(FAR, n_samples=3)
 
 
 def test_a_part_beyond_all_tells_a_layerwise_stack_nothing():

@@ -10,6 +10,7 @@ import joblib
 import numpy as np
 import pytest
 import skops.io
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -135,6 +136,26 @@ def test_every_generator_of_numpy_goes_on_from_its_state(saved, tmp_path, kind):
     back = by_file(est, tmp_path).random_state
     np.testing.assert_array_equal(back.normal(size=9), rng.normal(size=9))
     np.testing.assert_array_equal(back.randint(99, size=9), rng.randint(99, size=9))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("image_shape", torch.rand(2, 8, 8).shape[1:]),
+        ("image_shape", [np.int64(8), 8]),
+        ("n_clusters", np.int32(3)),
+        ("warm_start", np.bool_(True)),
+        ("device", torch.device("cpu")),
+        ("learning_rate", np.float32(0.05)),
+    ],
+    ids=str,
+)
+def test_parameters_of_the_kinds_that_users_have(digits, tmp_path, name, value):
+    est = DCGMMEstimator(**IMAGES | {"layers": [ConvGMM(4)], name: value}).fit(digits[0][:40])
+    back = by_file(est, tmp_path)
+    read = getattr(back, name)
+    assert read == tuple(value) if isinstance(value, torch.Size) else str(read) == str(value)
+    np.testing.assert_array_equal(back.predict(digits[0]), est.predict(digits[0]))
 
 
 @pytest.mark.parametrize("y", [["b", "a"], [1.0, 2.0], [True, False], [-3, 7]], ids=str)
@@ -469,6 +490,7 @@ def test_a_huge_image_in_a_small_file_takes_no_memory(digits, tmp_path):
             back.predict(digits[0])
 
 
+@pytest.mark.filterwarnings("ignore:Only 1 of n_clusters=3 clusters have images")
 def test_a_small_file_of_many_components_takes_no_memory(digits, tmp_path, monkeypatch):
     """Their distances on the grid are for training only."""
     est = DCGMMEstimator(3, objective="layerwise", **IMAGES).fit(digits[0][:50])

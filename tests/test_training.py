@@ -157,7 +157,7 @@ class Scripted:
     progress = None
 
     def __init__(self, losses, validation=(), comparable=None):
-        self.losses, self.validation = iter(losses), list(validation)
+        self.losses, self.validation, self.shares = iter(losses), list(validation), []
         self.comparable_since = 1 if comparable is None else comparable
         self.stack = torch.nn.ParameterList([torch.zeros(())])
 
@@ -172,6 +172,9 @@ class Scripted:
     @torch.no_grad()
     def step(self, batch):
         self.stack[0] += 1
+
+    def hurry(self, share):
+        self.shares.append(share)
 
     def evaluate(self, batch):
         return batch.x + self.validation[self.epoch - 1]
@@ -188,8 +191,8 @@ def train_scripted(objective, n_epochs, **options):
     return train(
         objective,
         objective.stack,
-        lambda: [NOTHING],
         **{
+            "batches": lambda: [NOTHING],
             "validation": None,
             "max_epochs": n_epochs,
             "tol": 0.1,
@@ -211,6 +214,18 @@ def test_training_ends_when_the_loss_stands_still():
     outcome = run([1.0, 2.0, 3.0, 3.05, 3.09, 9.0])
     assert outcome.converged
     assert len(outcome.history) == 5  # two epochs without a gain of more than tol
+
+
+def test_training_ends_within_an_epoch_when_its_time_is_over():
+    objective = Scripted([1.0, 2.0, 9.0])
+    clock = iter([0.2, 0.4, 0.6, 1.1])
+    outcome = train_scripted(
+        objective, 3, time_used=lambda: next(clock), batches=lambda: [NOTHING] * 3
+    )
+    assert not outcome.converged
+    assert [row["loss"] for row in outcome.history] == [1.0, 2.0]
+    assert objective.epoch == 4  # steps, the last one of which is the first of its epoch
+    assert objective.shares == [0.2, 0.4, 0.6, 1.1]
 
 
 def test_training_ends_with_the_last_epoch_otherwise():

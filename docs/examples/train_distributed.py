@@ -15,7 +15,7 @@ if torch.cuda.is_available():
 
 X = np.load(sys.argv[1], mmap_mode="r")
 shard = np.array_split(X, n_processes)[rank]
-est = DCGMMEstimator(10, max_epochs=1, random_state=0).fit(shard)
+est = DCGMMEstimator(10, max_epochs=1, distributed=True, random_state=0).fit(shard)
 mean, count = est.score(shard), len(shard)
 print(f"process {rank}: {count} images, mean log density {mean:.2f}", flush=True)
 distributed.destroy_process_group()

@@ -147,13 +147,19 @@ def _comparable(x: Tensor) -> Tensor:
     Plain features are standardised one by one instead.
     """
     rows = x.flatten(1)
-    if x.shape[2:] == (1, 1):
-        rows = rows - rows.mean(0)
-        lengths = rows.square().mean(0).sqrt()
-    else:
-        rows = rows - rows.mean(1, keepdim=True)
-        lengths = rows.square().sum(1, keepdim=True).sqrt()
-    return rows / torch.where(lengths > 0, lengths, 1)
+    plain = x.shape[2:] == (1, 1)
+    axis = 0 if plain else 1
+    rows = rows - rows.mean(axis, keepdim=True)
+    # Of numbers near 1, whatever the units: squares would leave single precision.
+    rows = rows / _positive(rows.abs().amax(axis, keepdim=True))
+    squares = rows.square()
+    of_all = squares.mean(0) if plain else squares.sum(1, keepdim=True)
+    return rows / _positive(of_all.sqrt())
+
+
+def _positive(x: Tensor) -> Tensor:
+    """Numbers to divide by: 1 in place of 0."""
+    return torch.where(x > 0, x, 1)
 
 
 def _graph(distances: NDArray[Any], indices: NDArray[Any]) -> sparse.csr_array:

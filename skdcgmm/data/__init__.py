@@ -6,6 +6,7 @@ from skdcgmm.data.images import (
     FloatArray,
     Images,
     IntArray,
+    as_array,
     make_generator,
     sample_size,
 )  # fmt: skip
@@ -14,6 +15,6 @@ from skdcgmm.data.stream import Stream, is_stream
 Data = Images | Stream
 
 __all__ = [
-    "Batch", "Data", "Epochs", "FloatArray", "Images", "IntArray", "Stream", "is_stream",
-    "make_generator", "sample_size",
+    "Batch", "Data", "Epochs", "FloatArray", "Images", "IntArray", "Stream", "as_array",
+    "is_stream", "make_generator", "sample_size",
 ]  # fmt: skip

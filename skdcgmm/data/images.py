@@ -25,6 +25,9 @@ _BLOCK_VALUES = 2**20
 # Images of a sample, and values in them at most.
 _N_SAMPLE, _SAMPLE_VALUES = 10_000, 2**27
 
+# Types of tensors that NumPy has, too.
+_NUMPY_FLOATS = (torch.float16, torch.float32, torch.float64)
+
 # What is beyond double precision ends as a moment that is not finite.
 _beyond = np.errstate(over="ignore", invalid="ignore")
 
@@ -63,14 +66,21 @@ class Epochs(NamedTuple):
         Makes the batches of the next epoch.
     validation : callable or None
         Makes the batches of the images held out.
-    held_out : ndarray or None
-        Their numbers, in random order.
+    held_out : callable or None
+        Gives some of them, at most a number.
     """
 
     n_batches: int
     batches: Callable[[], Iterable[Batch]]
     validation: Callable[[], Iterable[Batch]] | None = None
-    held_out: IntArray | None = None
+    held_out: Callable[[int], "Images"] | None = None
+
+    def judged_by(self, images: "Images | None", batch_size: int, like: Tensor) -> "Epochs":
+        """Epochs judged by images of the user's own, if there are some, in their order."""
+        if images is None:
+            return self
+        validation = partial(images.in_order, batch_size, like)
+        return self._replace(validation=validation, held_out=images.evenly)
 
 
 class Moments(NamedTuple):
@@ -129,7 +139,8 @@ class Images:
     Attributes
     ----------
     rows : ndarray of shape (n_samples, height * width * channels)
-        Of any real type that float32 holds exactly, or float64; perhaps mapped from a file.
+        Of any real type that float32 holds exactly, or float64, in any order of bytes; perhaps
+        mapped from a file.
     shape : (channels, height, width)
     row_shape : tuple of int
         Shape of an image as the user gave it.
@@ -154,7 +165,7 @@ class Images:
     @property
     def dtype(self) -> torch.dtype:
         """The type to compute in: double precision for rows in double precision."""
-        return torch.float64 if self.rows.dtype == np.float64 else torch.float32
+        return torch.float64 if _native(self.rows.dtype) == np.float64 else torch.float32
 
     @property
     def integers(self) -> str | None:
@@ -199,7 +210,7 @@ class Images:
     def tensor(self, index: slice | IntArray, like: Tensor) -> Tensor:
         """Some images (N, C, H, W), copied, with the dtype and device of `like`."""
         channels, height, width = self.shape
-        rows = _send(np.array(self.rows[index]), like)
+        rows = _send(np.array(self.rows[index], _native(self.rows.dtype)), like)
         release(self.rows)
         x = rows.to(like).view(-1, height, width, channels)  # (N, H, W, C)
         return x.permute(0, 3, 1, 2)  # (N, C, H, W)
@@ -256,7 +267,18 @@ class Images:
         if not total(n_held_out):
             return epochs
         validation = partial(batches, held_out, max(1, -(-n_held_out // batch_size)))
-        return epochs._replace(validation=validation, held_out=held_out)
+        return epochs._replace(validation=validation, held_out=lambda n: self.take(held_out[:n]))
+
+    def in_order(self, batch_size: int, like: Tensor) -> Iterator[Batch]:
+        """Batches of all images, to judge progress by."""
+        label_weight = 1.0 if self.y is None else len(self) / max(1, (self.y >= 0).sum())
+        for start in range(0, len(self), batch_size):
+            yield self.batch(slice(start, start + batch_size), like, label_weight)
+
+    def evenly(self, n_images: int) -> "Images":
+        """Some images, or all, evenly from the first to the last."""
+        n_taken = min(n_images, len(self))
+        return self.take(np.linspace(0, len(self) - 1, n_taken).astype(int))
 
     @staticmethod
     def batch_size(numbers_per_image: int) -> int:
@@ -300,6 +322,34 @@ def make_generator(random_state: Any, device: torch.device | str = "cpu") -> tor
     return torch.Generator(device=device).manual_seed(seed)
 
 
+def as_array(values: Any, name: str) -> Any:
+    """The numbers of a tensor, wherever it is; anything else as it is.
+
+    Raises
+    ------
+    TypeError
+        If it is a tensor without numbers of its own, or that holds only some of them.
+    """
+    if not isinstance(values, Tensor):
+        return values
+    try:
+        dense = values.detach().cpu().resolve_conj().resolve_neg()
+        if dense.is_floating_point() and dense.dtype not in _NUMPY_FLOATS:
+            dense = dense.float()
+        return dense.numpy()
+    except (RuntimeError, TypeError) as error:
+        raise TypeError(
+            f"{name} must be a dense tensor of numbers, or an array; got {type(values).__name__} "
+            f"of layout {values.layout} on {values.device} ({error}). Convert it, as by "
+            "to_dense(), with NaN for what is missing."
+        ) from error
+
+
+def _native(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The type in the order of bytes in which this machine computes."""
+    return dtype.newbyteorder("=")
+
+
 def _send(values: NDArray[Any], like: Tensor) -> Tensor:
     """Values as they are, on the device of `like`, which need not wait for them."""
     sent = torch.from_numpy(values)
@@ -308,17 +358,29 @@ def _send(values: NDArray[Any], like: Tensor) -> Tensor:
     return sent
 
 
-def is_complete(rows: NDArray[Any], check: Callable[[NDArray[Any]], Any]) -> bool:
-    """Whether no value of the rows is NaN; `check` raises an error for what they must not hold."""
+def is_complete(rows: NDArray[Any]) -> bool:
+    """Whether no value of the rows is NaN.
+
+    Raises
+    ------
+    ValueError
+        If one is infinite.
+    """
     if rows.dtype.kind != "f":
         return True
-    complete = True
+    complete, n_before = True, 0
     for block in blocks(rows):
         with np.errstate(over="ignore", invalid="ignore"):
             fine = np.isfinite(block.sum(dtype=np.float64))
         if not fine:
-            check(block)
+            infinite = np.argwhere(np.isinf(block))
+            if len(infinite):
+                row, feature = infinite[0]
+                raise ValueError(
+                    f"Input X contains infinity, first in row {n_before + row}, feature {feature}"
+                )
             complete = complete and not np.isnan(block).any()
+        n_before += len(block)
     return complete
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set, Sized
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from skdcgmm.data.images import Batch, Epochs, Images, Moments, make_generator, sample_size
+from skdcgmm.data.images import Batch, Epochs, Images, Moments, as_array, sample_size
 
 
 def is_stream(X: object) -> bool:
@@ -144,20 +145,82 @@ class Stream:
         return Epochs(self.n_batches, batches)
 
     def _chunks(self, shuffle: RandomState | None) -> Iterator[Any]:
-        source = self._source
-        if isinstance(source, Dataset):
-            size = self._batch_size
-            if isinstance(source, Sized):
-                # Of equal size, so that the last few images weigh no more than others.
-                size = max(1, -(-len(source) // max(1, -(-len(source) // size))))
-            ordered = shuffle is None or isinstance(source, IterableDataset)
-            source = DataLoader(
-                source, size, shuffle=not ordered,
-                # One of its own, or it would draw from the global one.
-                generator=make_generator(shuffle or 0),
-            )  # fmt: skip
-        for chunk in source:
-            yield chunk[0] if isinstance(chunk, tuple | list) else chunk
+        if isinstance(self._source, Dataset):
+            parts = _parts(self._source, self._batch_size, shuffle)
+            yield from (_stacked([_first(item) for item in part]) for part in parts)
+        else:
+            yield from (_first(chunk) for chunk in _collated(self._source))
+
+
+def _first(item: Any) -> Any:
+    """The images of a batch, or the image of an item, which may come with labels."""
+    return item[0] if isinstance(item, tuple | list) and item else item
+
+
+def _parts(source: Dataset[Any], size: int, shuffle: RandomState | None) -> Iterator[list[Any]]:
+    """Items of a dataset, some at a time; in random order if they can be drawn."""
+    if isinstance(source, IterableDataset):
+        items = iter(source)
+        while part := list(islice(items, size)):
+            yield part
+        return
+    if not isinstance(source, Sized):
+        raise TypeError(
+            f"X must have a length, or be an IterableDataset; got {type(source).__name__}. Give it "
+            "the method __len__."
+        )
+    order = np.arange(len(source)) if shuffle is None else shuffle.permutation(len(source))
+    # Of equal size, so that the last few images weigh no more than others.
+    several = getattr(source, "__getitems__", None)  # many at once, as a loader would
+    for chosen in np.array_split(order, max(1, -(-len(order) // size))):
+        if places := chosen.tolist():
+            yield list(several(places)) if several else [source[place] for place in places]
+
+
+def _stacked(images: list[Any]) -> Any:
+    """Images as one array.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If they are pictures or other objects, or of several sizes.
+    """
+    for image in images:
+        if not isinstance(image, np.ndarray | np.generic | Tensor):
+            raise TypeError(
+                "X must have items that are arrays or tensors of an image, or tuples that begin "
+                f"with one; got {type(image).__name__}. Convert them, as by np.asarray or by "
+                "torchvision.transforms.ToTensor()."
+            )
+    arrays = [as_array(image, "X") for image in images]
+    shapes = sorted({array.shape for array in arrays})
+    if len(shapes) > 1:
+        raise ValueError(
+            f"X must have images of one size; got {shapes[0]} and {shapes[-1]}. Resize or crop "
+            "them."
+        )
+    return np.stack(arrays)
+
+
+def _collated(source: Iterable[Any]) -> Iterator[Any]:
+    """What an iterable holds; what a loader cannot put into one batch is an error that says so."""
+    if not isinstance(source, DataLoader):
+        yield from source
+        return
+    batches = iter(source)
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except (RuntimeError, TypeError) as error:
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(
+                f"X must give batches of images that are arrays or tensors of one size; its loader "
+                f"ended with: {error}. Resize or convert them in its dataset, as by "
+                "torchvision.transforms."
+            ) from error
+        yield batch
 
 
 def _keep(kept: NDArray[Any], rows: NDArray[Any], n_seen: int, rng: RandomState) -> None:

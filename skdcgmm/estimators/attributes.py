@@ -189,7 +189,9 @@ class NamedLayers(BaseEstimator):
             raise TypeError(f"{name}_ must be a dictionary by layer name; got {type(values)}.")
         stack = self._stack
         checked = {
-            key: torch.from_numpy(self._check_values(name, key, value, present)).to(stack.like)
+            key: torch.from_numpy(self._check_values(name, key, value, present)).to(
+                stack.like.device
+            )
             for key, value in values.items()
         }
         with computing(stack.like.device):

@@ -22,18 +22,29 @@ from torch import Tensor
 
 from skdcgmm import files
 from skdcgmm.analysis import outliers
-from skdcgmm.data import Batch, Data, FloatArray, Images, IntArray
+from skdcgmm.data import Batch, Data, FloatArray, Images
 from skdcgmm.estimators import checks, planning
 from skdcgmm.estimators.checks import Seed
 from skdcgmm.estimators.planning import OBJECTIVES
-from skdcgmm.model import computing, ordinary_tensors, specs
+from skdcgmm.model import computing, ordinary_tensors, specs, tables
 from skdcgmm.model.specs import check_bool, check_choice, check_number
 from skdcgmm.model.stack import BaseStack, Stack
 from skdcgmm.model.tree import Mixtures
 from skdcgmm.published import objective as layerwise
 from skdcgmm.published.stack import LayerwiseStack
-from skdcgmm.training import HistoryRow, Outcome, Standing, check_finite, joint, ranks, train
+from skdcgmm.training import (
+    HistoryRow,
+    Outcome,
+    Standing,
+    check_finite,
+    joint,
+    ranks,
+    share_of_time,
+    train,
+)
 from skdcgmm.training.watchers import CallbackSupportMixin, Checkpoint, Report, with_callbacks
+
+HeldOut = Callable[[int], Images] | None
 
 SCORE_METHODS = ("density", "layer")
 PIXELS = ("auto", "tiles", "pyramid", "atoms")
@@ -42,8 +53,8 @@ PIXELS = ("auto", "tiles", "pyramid", "atoms")
 _MIN_EPOCHS = 3
 # Parameters that a training does not depend on.
 _WITHOUT_EFFECT = (
-    "checkpoint", "checkpoint_minutes", "contamination", "device", "score_layer",
-    "score_method", "transform_layers", "verbose",
+    "checkpoint", "checkpoint_minutes", "contamination", "device", "max_minutes", "method",
+    "score_layer", "score_method", "transform_layers", "verbose",
 )  # fmt: skip
 # What scikit-learn adds to an estimator, other than its parameters and what it has learnt.
 _NOT_SAVED = (
@@ -59,17 +70,6 @@ _CLASSES: dict[str, type] = {"JointProgress": joint.Progress} | {
         outliers.Density, GaussianMixture,
     )
 }  # fmt: skip
-
-
-def check_joint(stack: BaseStack, purpose: str) -> None:
-    """Raise an error if a stack is not one density."""
-    if not stack.is_density:
-        raise ValueError(
-            f"{purpose} needs one density over images, which a stack of several layers has "
-            "only if it is trained as one: choose objective='joint'. For a layer-wise stack, "
-            "choose score_method='layer', and give a grid search a scoring, such as "
-            "'adjusted_rand_score' with known labels y."
-        )
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -95,6 +95,8 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
     verbose: int = 0
     checkpoint: str | os.PathLike[str] | None = None
     checkpoint_minutes: float = 10.0
+    max_minutes: float | None = None
+    distributed: bool | None = None
 
     # No parameters of all; without types, or the dataclass would take them for such.
     n_clusters = cast("int | None", None)
@@ -113,6 +115,9 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
         sample_weight: Any = None,
         labels: NDArray[np.int64] | None = None,
         classes: NDArray[Any] | None = None,
+        *,
+        X_val: Any = None,
+        y_val: Any = None,
     ) -> Self:
         """Read the images, start a stack, train it, and adopt it.
 
@@ -129,11 +134,14 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
             images, data = checks.read_images(
                 self, X, sample_weight, labels, self._batch_size(), rng
             )
-            stack, progress = self._start(data, rng)
+            judge = checks.read_judge(self, data.shape, X_val, y_val)
+            stack, progress = self._start(data, rng, judge=judge)
             if self.checkpoint is not None:
                 checkpoint.check_images(" ".join(ranks.gather(data.identity)))
             shown = {"X": X, "y": y}
-            outcome: Outcome = self._train(stack, progress, data, rng, keep, checkpoint, shown)
+            outcome: Outcome = self._train(
+                stack, progress, data, rng, keep, checkpoint, shown, judge
+            )
             self._set_labels(images)
             if not outcome.interrupted:
                 checkpoint.remove()
@@ -160,6 +168,7 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
         for name, optional in (
             ("reg_covar", "by the variance of X"),
             ("learning_rate", "by the objective"),
+            ("max_minutes", "without a limit"),
         ):
             check_number(name, getattr(self, name), low=0, open_low=True, optional=optional)
         check_number("tol", self.tol, low=0)
@@ -168,6 +177,7 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
         if not isinstance(self.verbose, bool | np.bool_):
             check_number("verbose", self.verbose, low=0, integer=True)
         checks.check_checkpoint(self.checkpoint, self.checkpoint_minutes)
+        checks.check_distributed(self.distributed)
         checks.check_device(self.device)
 
     def _check_validation_fraction(self) -> None:
@@ -189,18 +199,22 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
             self.checkpoint, self.checkpoint_minutes, named, rng=rng, classes=_CLASSES
         )
 
-    def _start(self, data: Data, rng: RandomState) -> tuple[BaseStack, Any]:
+    def _start(
+        self, data: Data, rng: RandomState, *, judge: Images | None = None, stream: bool = False
+    ) -> tuple[BaseStack, Any]:
         """A new stack that has been started, or a copy of the earlier fit's, and its progress."""
         plain = data.shape[1:] == (1, 1)
         if plain and isinstance(data, Images) and planning.is_auto(self):
-            checks.warn_of_pixels(data.rows)
+            planning.warn_of_pixels(data.rows)
         n_classes = len(self.classes_) if is_classifier(self) else None
-        complete = all(ranks.gather(data.complete))
+        complete = all(ranks.gather(data.complete and (judge is None or judge.complete)))
         n_images = ranks.total(len(data))
-        stack = planning.build(self, data.shape, n_images, n_classes, complete=complete)
+        stack = planning.build(
+            self, data.shape, n_images, n_classes, complete=complete, stream=stream
+        )
         self._mixture_name(stack, "score_layer", self.score_layer)
         self._check_stack(stack)
-        if self.warm_start and hasattr(self, "_stack") and stack.same_layers(self._stack):
+        if planning.goes_on(self, stack):
             earlier = copy.deepcopy(self._stack_in_place())
             return earlier, self._progress and self._progress.again()
         planning.start(stack, data, self.reg_covar, rng)
@@ -213,6 +227,10 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
         """What `validation_fraction` says of these images."""
         return cast("float | None", self.validation_fraction)
 
+    def _numbers(self, y: Any, name: str) -> NDArray[np.int64]:
+        """Numbers of the classes of images, -1 where unknown."""
+        raise NotImplementedError
+
     @with_callbacks  # type: ignore[untyped-decorator]
     def _train(
         self,
@@ -223,15 +241,19 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
         keep: Callable[[], None],
         checkpoint: Checkpoint,
         shown: dict[str, Any] | None = None,
+        judge: Images | None = None,
     ) -> Outcome:
         """Train a stack in place on all images, or go once over a chunk of a stream; adopt it.
 
         Callbacks see `shown`, the images and labels as the user gave them; a chunk has none.
+        Progress is judged by the images `judge`, or by a share of the data.
         """
         chunk = shown is None
         defaults = planning.defaults_of(stack)
-        batch_size, fraction = self._batch_size(), None if chunk else self._share_held_out(data)
+        batch_size = self._batch_size()
+        fraction = None if chunk or judge is not None else self._share_held_out(data)
         epochs = data.epochs(rng, batch_size, fraction, stack.like, ranks.total)
+        epochs = epochs.judged_by(judge, batch_size, stack.like)
         n_usual = defaults.steps_for(ranks.total(len(data)))
         usual = max(_MIN_EPOCHS, round(n_usual / epochs.n_batches))
         max_epochs = 1 if chunk else self.max_epochs or usual
@@ -256,6 +278,7 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
                         max_epochs=max_epochs, tol=self.tol, standing=standing,
                         n_iter_no_change=self.n_iter_no_change, on_epoch=report.end_epoch,
                         on_step=partial(checkpoint.note, stack, objective),
+                        time_used=share_of_time(None if chunk else self.max_minutes),
                     )  # fmt: skip
                     stack.zero_grad(set_to_none=True)
                     # Few images say nothing of what a label weighs.
@@ -284,7 +307,7 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
         stack: BaseStack,
         data: Data,
         rng: RandomState,
-        held_out: IntArray | None,
+        held_out: HeldOut,
         history: list[HistoryRow],
     ) -> dict[str, Any]:
         """Attributes of this estimator as if training had ended now."""
@@ -310,10 +333,10 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
         self.converged_ = outcome.converged
         self._fitted_objective = self.objective
 
-    def _finish(self, data: Data, held_out: IntArray | None, rng: RandomState) -> None:
+    def _finish(self, data: Data, held_out: HeldOut, rng: RandomState) -> None:
         """Learn what the estimator needs besides the stack.
 
-        `held_out` are the numbers of images that it has not seen.
+        `held_out` gives images that it has not seen, at most a number.
         """
 
     def _set_labels(self, images: Images | None) -> None:
@@ -338,9 +361,11 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
         ValueError
             If a layer-wise stack of several layers, which has no density, is asked for one.
         """
-        images = self._check_fitted_images(X)
+        return checks.answer(X, self._score_images(self._check_fitted_images(X)))
+
+    def _score_images(self, images: Images) -> FloatArray:
         check_choice("score_method", self.score_method, SCORE_METHODS)
-        return checks.answer(X, self._score(images, self.score_method, self.score_layer))
+        return self._score(images, self.score_method, self.score_layer)
 
     def _check_fitted_images(self, X: Any) -> Images:
         check_is_fitted(self)
@@ -363,20 +388,38 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
             yield stack()
 
     def _map(
-        self, images: Images, function: Callable[[Any, Tensor], Tensor], n_held: int = 1
+        self,
+        images: Images,
+        function: Callable[[Any, Tensor], Tensor],
+        n_held: int = 1,
+        n_each: int = 1,
     ) -> NDArray[Any]:
         """Map a function of the fitted mixtures and of image tensors over images.
 
-        Memory holds the numbers of `n_held` passes up the stack at a time.
+        Memory holds the numbers of `n_held` passes up the stack at a time. Each row of X is there
+        `n_each` times. If images have classes, the mixtures are those of these.
         """
+        n_done = 0
+
+        def counted(x: Tensor) -> Tensor:
+            nonlocal n_done
+            if images.y is None:
+                values = function(mixtures, x)
+            else:
+                labels = torch.from_numpy(images.y[n_done : n_done + len(x)]).to(x.device)
+                values = mixtures.map_by_class(function, x, labels)
+            n_done += len(x)
+            return values
+
         try:
             with self._mixtures() as mixtures:
                 n_numbers = n_held * mixtures.numbers_per_image
-                return images.map(lambda x: function(mixtures, x), self._stack.like, n_numbers)
-        except FloatingPointError as error:
+                return images.map(counted, self._stack.like, n_numbers)
+        except tables.ImageOverflowError as error:
             raise ValueError(
                 "X has values so far from those of fit that the densities of an image overflow, "
-                "and no cluster is likelier than another. Look for extreme values in X."
+                "and no cluster is likelier than another: the first such image is row "
+                f"{(n_done + error.image) // n_each}. Look for extreme values in X."
             ) from error
 
     def _responsibilities(self, images: Images, names: list[str]) -> FloatArray:
@@ -396,7 +439,7 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
             layer = self._mixture_name(self._stack, "score_layer", score_layer)
             scores = self._map(images, lambda mixtures, x: mixtures.layer_log_prob(x, layer))
         else:
-            check_joint(self._stack, "the log density")
+            planning.check_joint(self._stack, "the log density")
             scores = self._map(images, lambda tree, x: tree.log_prob(x, images.complete))
         return np.where(np.isfinite(scores), scores, -np.inf)
 

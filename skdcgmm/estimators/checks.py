@@ -1,42 +1,47 @@
 """The border: arrays, labels, devices and seeds from a user to torch and back."""
 
 import math
+import numbers
 import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.random import RandomState
 from numpy.typing import NDArray
+from sklearn import config_context
 from sklearn.base import BaseEstimator
 from sklearn.utils import (
     assert_all_finite,
     check_consistent_length,
     column_or_1d,
 )
+from sklearn.utils._missing import is_pandas_na, is_scalar_nan
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, validate_data
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from skdcgmm.analysis.spreading import spread_labels
-from skdcgmm.data import Data, FloatArray, Images, Stream, is_stream
+from skdcgmm.data import Data, FloatArray, Images, Stream, as_array, is_stream
 from skdcgmm.data.images import blocks, is_complete
 from skdcgmm.model import ordinary_tensors
-from skdcgmm.model.specs import check_number
+from skdcgmm.model.specs import check_bool, check_number
 from skdcgmm.model.windows import Shape
 from skdcgmm.training import ranks
 
 Seed = int | RandomState | None
 
-# Rows that are looked at for pixels, and the least side of images that would be taken for such.
-_N_LOOKED_AT, _LEAST_SIDE = 100, 8
-_MAX_PIXEL = 2**16 - 1
+# Devices of torch on which no stack can be, and why.
+_NO_DEVICES = {
+    "meta": "it holds no numbers",
+    "mps": "it has no double precision, which training needs: choose device='cpu'",
+}
 
 EXPECTED_X = (
     "X must be a dense array or data frame of real numbers, finite or NaN where missing, of shape "
@@ -86,6 +91,38 @@ def read_images(
     return images, data
 
 
+def read_judge(estimator: Any, shape: Shape, X_val: Any, y_val: Any) -> Images | None:
+    """Images of the user's own by which progress is judged, if there are some.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If they are not like those of X, or not in all processes, or a share of X judges, too.
+    """
+    given = ranks.gather(X_val is not None)
+    if len(set(given)) > 1:
+        raise ValueError(f"X_val must be given in all processes, or in none; got {given}.")
+    if X_val is None:
+        if y_val is not None:
+            raise ValueError("y_val must be None where X_val is: it holds the classes of those.")
+        return None
+    if isinstance(estimator.validation_fraction, numbers.Real):
+        raise ValueError(
+            "validation_fraction must be None where X_val is given: progress is judged by these "
+            f"images or by a share of X, not both; got {estimator.validation_fraction!r}."
+        )
+    try:
+        judge = check_images(estimator, X_val, shape, reset=False)
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"X_val must be images like those of X: {error}") from error
+    if y_val is None:
+        return judge
+    labels = estimator._numbers(y_val, "y_val")
+    check_consistent_length(judge.rows, labels)
+    return replace(judge, y=labels)
+
+
 def check_images(
     estimator: BaseEstimator,
     X: Any,
@@ -113,8 +150,7 @@ def check_images(
     ValueError, TypeError
         If X cannot be such an array.
     """
-    if isinstance(X, Tensor):
-        X = (X.float() if X.dtype == torch.bfloat16 else X).detach().cpu().numpy()
+    X = as_array(X, "X")
     if isinstance(X, Dataset | DataLoader):
         raise TypeError(
             f"X must be an array here; got {type(X).__name__}. Only fit, without classes, takes "
@@ -122,7 +158,8 @@ def check_images(
         )
     try:
         if not (hasattr(X, "ndim") or _is_frame(X)):
-            X = np.asarray(X)
+            rows = isinstance(X, list | tuple)
+            X = np.asarray([as_array(row, "X") for row in X] if rows else X)
         if np.ma.is_masked(X):
             X = X.astype(np.result_type(X.dtype, np.float32)).filled(np.nan)
         n_axes = getattr(X, "ndim", 2)
@@ -136,18 +173,17 @@ def check_images(
             row_shape = X.shape[1:]
             image_shape = _check_trailing(row_shape, image_shape)
             X = X.reshape(len(X), -1)
-        rows = validate_data(
-            estimator,
-            X,
-            # Small types stay as they are until a batch is made of them.
-            dtype=None if _exact_in_float32(X) else np.float64,
-            reset=reset,
-            ensure_all_finite=False,
-            ensure_min_samples=min_samples,
-        )
-        complete = is_complete(
-            rows, lambda part: assert_all_finite(part, allow_nan=True, input_name="X")
-        )
+        with config_context(array_api_dispatch=False):
+            rows = validate_data(
+                estimator,
+                X,
+                # These types stay as they are until a batch is made of them.
+                dtype=None if _stays(X) else np.float64,
+                reset=reset,
+                ensure_all_finite=False,
+                ensure_min_samples=min_samples,
+            )
+        complete = is_complete(rows)
     except (ValueError, TypeError) as error:
         says_all = ("expecting", "feature names", "X[None]")
         if any(part in str(error) for part in says_all):
@@ -157,12 +193,7 @@ def check_images(
     if reset and not complete and all(np.isnan(block).all() for block in blocks(rows)):
         raise ValueError("X has no observed value: all are NaN. Give images of which some is seen.")
     shape = image_shape or (rows.shape[1], 1, 1)
-    if rows.shape[1] != shape[0] * shape[1] * shape[2]:
-        raise ValueError(
-            f"image_shape={_as_user_shape(shape)} asks for {shape[0] * shape[1] * shape[2]} "
-            f"features a row; X has {rows.shape[1]}. Give image_shape the height, width (and "
-            "channels) of your images, or None for plain features."
-        )
+    _check_size(shape, rows.shape[1], known=not reset)
     return Images(rows, shape, row_shape or rows.shape[1:], complete=complete)
 
 
@@ -179,7 +210,8 @@ def check_batch(
     if not hasattr(batch, "ndim"):
         raise TypeError(
             "X must have batches that are arrays or tensors of images, or tuples that begin with "
-            f"one; got a batch of type {type(batch).__name__}."
+            f"one; got a batch of type {type(batch).__name__}. Take the images out of it, as in "
+            "the collate_fn of a DataLoader."
         )
     shape = tuple(batch.shape[1:])
     if image_shape is not None and shape == image_shape and shape != _as_user_shape(image_shape):
@@ -206,6 +238,22 @@ def _as_user_shape(shape: Shape) -> tuple[int, int, int]:
     return shape[1], shape[2], shape[0]
 
 
+def _check_size(shape: Shape, n_features: int, *, known: bool) -> None:
+    """Raise an error if rows are not of an image shape; warn of one that looks turned, if new."""
+    if n_features != math.prod(shape):
+        raise ValueError(
+            f"image_shape={_as_user_shape(shape)} asks for {math.prod(shape)} features a row; X "
+            f"has {n_features}. Give image_shape the height, width (and channels) of your images, "
+            "or None for plain features."
+        )
+    if not known and _looks_channels_first(_as_user_shape(shape)):
+        warnings.warn(
+            f"image_shape={_as_user_shape(shape)} is (height, width, channels), and looks like "
+            "channels first. If they come first, move them last, as by np.moveaxis(X, 1, -1).",
+            stacklevel=6,
+        )
+
+
 def _check_several(shape: tuple[int, ...], image_shape: Shape) -> None:
     """Raise an error if X has the shape of one image, and not that of several."""
     whole = _as_user_shape(image_shape)
@@ -217,9 +265,14 @@ def _check_several(shape: tuple[int, ...], image_shape: Shape) -> None:
         )
 
 
+def _looks_channels_first(shape: tuple[int, ...]) -> bool:
+    """Whether images would else be wider than high, and have more channels than rows."""
+    return len(shape) == 3 and shape[0] < min(shape[1:]) and shape[2] > 4
+
+
 def _check_trailing(trailing: tuple[int, ...], image_shape: Shape | None) -> Shape | None:
     shape = check_image_shape(trailing) if 0 not in trailing else None
-    if image_shape is None and len(trailing) == 3 and trailing[0] in (1, 3) and trailing[2] > 4:
+    if image_shape is None and _looks_channels_first(trailing):
         raise ValueError(
             f"X has images of shape {trailing}, which looks like channels first; they must come "
             "last. Move them, as by np.moveaxis(X, 1, -1), or give image_shape=(height, width, "
@@ -239,16 +292,16 @@ def _is_frame(X: Any) -> bool:
     return hasattr(X, "head") and hasattr(X, "to_numpy")
 
 
-def _exact_in_float32(X: Any) -> bool:
-    """Whether X is of a type that float32 holds exactly."""
+def _stays(X: Any) -> bool:
+    """Whether X is of a type that float32 holds exactly, or float64, in any order of bytes."""
     if _is_frame(X):
         X = X.head(0).to_numpy()  # of the type that all columns have in common
         if X.dtype == bool:  # missing values would make objects of them
             return False
     dtype = getattr(X, "dtype", None)
-    if not isinstance(dtype, np.dtype) or not dtype.isnative:
+    if not isinstance(dtype, np.dtype):
         return False
-    return dtype != np.float64 and np.can_cast(dtype, np.float32)
+    return dtype.newbyteorder("=") == np.float64 or np.can_cast(dtype, np.float32)
 
 
 def check_weights(sample_weight: Any, images: Images) -> Images:
@@ -268,9 +321,7 @@ def check_weights(sample_weight: Any, images: Images) -> Images:
         raise ValueError(f"sample_weight must be given in all processes, or in none; got {given}.")
     if sample_weight is None:
         return images
-    weight: FloatArray = _check_sample_weight(
-        sample_weight, images.rows, dtype=np.float64, ensure_non_negative=True
-    )
+    weight = _weights(sample_weight, images.rows)
     if not any(ranks.gather(weight.any())):
         raise ValueError("sample_weight must have a positive sum; all weights are zero.")
     kept = weight > 0
@@ -279,6 +330,35 @@ def check_weights(sample_weight: Any, images: Images) -> Images:
     weight = weight[kept] / max(ranks.gather(weight.max()))
     of_all = ranks.together(weight)
     return seen if np.ptp(of_all) == 0 else replace(seen, weight=weight / of_all.mean())
+
+
+def score_weights(sample_weight: Any, values: NDArray[Any]) -> FloatArray | None:
+    """Weights of values in their mean, the largest of which is 1; None weighs all the same.
+
+    Raises
+    ------
+    ValueError
+        If they are not one non-negative number a value, or all are zero.
+    """
+    if sample_weight is None:
+        return None
+    weight = _weights(sample_weight, values)
+    if not weight.any():
+        raise ValueError("sample_weight must have a positive sum; all weights are zero.")
+    return cast("FloatArray", weight / weight.max())
+
+
+def _weights(sample_weight: Any, rows: NDArray[Any]) -> FloatArray:
+    weight = as_array(sample_weight, "sample_weight")
+    try:
+        weight = _check_sample_weight(weight, rows, dtype=np.float64, ensure_non_negative=True)
+    except (ValueError, TypeError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(
+            f"sample_weight must be one non-negative number for each of {len(rows)} images, or "
+            f"None ({error})."
+        ) from error
+    return cast("FloatArray", weight)
 
 
 def answer(X: object, values: NDArray[Any]) -> Any:
@@ -298,8 +378,8 @@ def check_device(device: Any) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
-        if chosen.type == "meta":
-            raise RuntimeError("it holds no numbers")
+        if chosen.type in _NO_DEVICES:
+            raise RuntimeError(_NO_DEVICES[chosen.type])
         torch.empty(0, device=chosen)
     except (RuntimeError, TypeError, AssertionError, ImportError) as error:
         raise ValueError(
@@ -326,42 +406,41 @@ def check_checkpoint(path: Any, minutes: Any) -> None:
         raise ValueError(f"checkpoint must be a file in a folder that is there; got {path!r}.")
 
 
+def check_distributed(value: Any) -> None:
+    """Check whether processes are to train together, and say so if that is left open.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is not true, false or None, or true where there are no processes.
+    """
+    if value is not None:
+        check_bool("distributed", value)
+    if value and not ranks.are_there():
+        raise ValueError(
+            "distributed=True needs processes that torch.distributed knows: start them by torchrun "
+            "and call torch.distributed.init_process_group first. Or choose distributed=False."
+        )
+    if value is None and ranks.are_there():
+        warnings.warn(
+            "torch.distributed is initialised, but this process trains a model of its own. Set "
+            "distributed=True for one model of all processes, each with a part of the images, or "
+            "False for this one.",
+            stacklevel=5,
+        )
+
+
 def check_mask(mask: Any, images: Images) -> NDArray[np.bool_]:
     """A mask of missing pixels as rows, (n_samples, features); None hides nothing."""
     if mask is None:
         return np.zeros(images.rows.shape, dtype=bool)
-    if isinstance(mask, Tensor):
-        mask = mask.cpu()
-    hidden: NDArray[np.bool_] = np.asarray(mask)
+    hidden: NDArray[np.bool_] = np.asarray(as_array(mask, "mask"))
     if hidden.dtype != bool:
         raise TypeError(f"mask must hold booleans, true where X is missing; got {hidden.dtype}.")
     expected = (len(images), *images.row_shape)
     if hidden.shape not in (expected, images.rows.shape):
         raise ValueError(f"mask must have the shape of X, {expected}; got {hidden.shape}.")
     return hidden.reshape(images.rows.shape)
-
-
-def warn_of_pixels(rows: NDArray[Any]) -> None:
-    """Warn if features are as many as the pixels of a square, and whole numbers as theirs are."""
-    n_features = rows.shape[1]
-    gray, colour = math.isqrt(n_features), math.isqrt(n_features // 3)
-    shapes = [
-        shape for shape in ((gray, gray), (colour, colour, 3)) if math.prod(shape) == n_features
-    ]
-    if not shapes or shapes[0][0] < _LEAST_SIDE:
-        return
-    some = rows[np.linspace(0, len(rows) - 1, _N_LOOKED_AT).astype(int)]
-    some = some[~np.isnan(some)] if some.dtype.kind == "f" else some.ravel()
-    if not some.size:
-        return
-    # Zeros and ones are as well the answers to questions.
-    if 1 < some.max() <= _MAX_PIXEL and (some >= 0).all() and (some == np.rint(some)).all():
-        warnings.warn(
-            f"X has rows of {n_features} whole numbers, which are taken for plain features. If "
-            f"they are pixels, set image_shape={shapes[0]}; if not, name the flat mixture, for "
-            "instance layers=[ConvGMM(8)].",
-            stacklevel=5,
-        )
 
 
 def refuse_stream(X: object, method: str, others: str) -> None:
@@ -376,7 +455,7 @@ _OF_CALLBACKS = ("_callback_fit_ctx", "_skl_callbacks_to_teardown")
 
 
 @contextmanager
-def unchanged_on_failure(estimator: BaseEstimator) -> Iterator[Callable[[], None]]:
+def unchanged_on_failure(estimator: Any) -> Iterator[Callable[[], None]]:
     """Take back what has been set on an estimator, should an error occur.
 
     The context gives a function: what has been set before it is called is kept, unless the error
@@ -389,11 +468,45 @@ def unchanged_on_failure(estimator: BaseEstimator) -> Iterator[Callable[[], None
         kept = {k: v for k, v in estimator.__dict__.items() if k not in _OF_CALLBACKS}
 
     try:
-        with ordinary_tensors():
+        # What is fitted inside is arrays.
+        with (
+            ordinary_tensors(),
+            config_context(array_api_dispatch=False),
+            ranks.joined(estimator.distributed),
+        ):
             yield keep
     except BaseException as error:
         estimator.__dict__ = before if isinstance(error, ValueError | TypeError) else kept
         raise
+
+
+def read_labels(y: Any, name: str) -> NDArray[Any]:
+    """Labels as an array of which none is missing.
+
+    Raises
+    ------
+    ValueError
+        If they are not one value an image, or some are NaN, NA, None or infinite.
+    """
+    with config_context(array_api_dispatch=False):
+        labels: NDArray[Any] = column_or_1d(as_array(y, name), warn=True)
+    if labels.dtype.kind == "f":
+        missing = bool(np.isnan(labels).any())
+    else:
+        values = labels.tolist() if labels.dtype.kind in "OMm" else []
+        missing = any(v is None or is_scalar_nan(v) or is_pandas_na(v) for v in values)
+    if missing:
+        raise ValueError(f"{name} contains NaN, NA or None. Give -1 where the class is unknown.")
+    assert_all_finite(labels, input_name=name)
+    return labels
+
+
+def is_known(labels: NDArray[Any]) -> NDArray[np.bool_]:
+    """Where labels are not -1, which means unknown."""
+    if labels.dtype.kind in "biuf":
+        return cast("NDArray[np.bool_]", labels != -1)
+    # Names may be arrays or dates, whose comparison with a number need not be one truth.
+    return np.array([not (isinstance(v, numbers.Real) and v == -1) for v in labels.tolist()], bool)
 
 
 def encode_labels(y: Any) -> tuple[NDArray[Any], NDArray[np.int64]]:
@@ -411,18 +524,15 @@ def encode_labels(y: Any) -> tuple[NDArray[Any], NDArray[np.int64]]:
             "DCGMMClassifier requires y to be passed, but the target y is None. Give each image "
             "its class, or -1 where it is unknown."
         )
-    own = column_or_1d(as_array(y), warn=True)
+    own = read_labels(y, "y")
     of_all = ranks.gather(own)
     labels = np.concatenate(of_all)
-    if any(value is None or value != value for value in labels.tolist()):
-        raise ValueError("y contains NaN or None. Give -1 where the class is unknown.")
-    assert_all_finite(labels, input_name="y")
     if labels.dtype.kind in "US" and (labels == "-1").any():
         raise ValueError(
             "y holds '-1' among names: with -1 for unknown, y must be of dtype object, such as "
             "np.array(['cat', -1], dtype=object)."
         )
-    known = np.flatnonzero(labels != -1) if labels.dtype.kind in "biufO" else np.arange(len(labels))
+    known = np.flatnonzero(is_known(labels))
     if not len(known):
         raise ValueError(
             f"y must hold the class of some images; all of {len(labels)} are -1, which is unknown."
@@ -454,8 +564,3 @@ def encode_labels(y: Any) -> tuple[NDArray[Any], NDArray[np.int64]]:
     encoded[known] = numbers
     first = sum(len(part) for part in of_all[: ranks.rank()])
     return classes, encoded[first : first + len(own)]
-
-
-def as_array(y: Any) -> Any:
-    """Labels as an array, if they are a tensor."""
-    return y.detach().cpu().numpy() if isinstance(y, Tensor) else y

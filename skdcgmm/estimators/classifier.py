@@ -1,6 +1,6 @@
 """`DCGMMClassifier`: the stack as a scikit-learn classifier that learns from unlabelled images."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self, cast
 
 import numpy as np
@@ -8,12 +8,21 @@ import torch
 from numpy.typing import NDArray
 from sklearn.base import ClassifierMixin
 from sklearn.metrics import accuracy_score
+from sklearn.utils import check_consistent_length
 from sklearn.utils.validation import check_is_fitted
 
-from skdcgmm.data import FloatArray, Images
+from skdcgmm.data import FloatArray, Images, as_array
 from skdcgmm.estimators.attributes import NamedLayers
-from skdcgmm.estimators.checks import Seed, answer, as_array, encode_labels
+from skdcgmm.estimators.checks import (
+    Seed,
+    answer,
+    encode_labels,
+    is_known,
+    read_labels,
+    score_weights,
+)
 from skdcgmm.estimators.generative import GenerativeDCGMM
+from skdcgmm.training import ranks
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -32,7 +41,7 @@ class DCGMMClassifier(NamedLayers, ClassifierMixin, GenerativeDCGMM):
     score_method, score_layer, reg_covar, max_epochs, batch_size, learning_rate
         As for `DCGMMEstimator`.
     tol, n_iter_no_change, validation_fraction, warm_start, device, random_state, verbose, \
-checkpoint, checkpoint_minutes
+checkpoint, checkpoint_minutes, max_minutes, distributed
         As for `DCGMMEstimator`.
 
     Attributes
@@ -77,7 +86,9 @@ checkpoint, checkpoint_minutes
 
     objective: ClassVar[str] = "joint"  # type: ignore[misc]
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+    def fit(
+        self, X: Any, y: Any, sample_weight: Any = None, *, X_val: Any = None, y_val: Any = None
+    ) -> Self:
         """Train the stack on images with and without labels.
 
         Parameters
@@ -90,6 +101,10 @@ checkpoint, checkpoint_minutes
             ``np.where(known, names.astype(object), -1)``.
         sample_weight : array-like of shape (n_samples,), default=None
             Weights of the images; None weighs all the same.
+        X_val : array-like or Tensor, default=None
+            Images to judge progress by, instead of a share of X.
+        y_val : array-like of shape (n_val,), default=None
+            Their classes, -1 where unknown; None judges by the images alone.
 
         Returns
         -------
@@ -101,14 +116,121 @@ checkpoint, checkpoint_minutes
             If a parameter, X or y does not fit; the message names it and what would. An earlier fit
             stays as it is.
         """
-        classes, encoded = encode_labels(y)
+        with ranks.joined(self.distributed):
+            classes, encoded = encode_labels(y)
         going_on = self.warm_start and hasattr(self, "classes_")
         if going_on and not np.array_equal(classes, self.classes_):
             raise ValueError(
                 f"y must have the classes of the fit that warm_start goes on from, "
                 f"{self.classes_}; got {classes}. Fit anew with warm_start=False."
             )
-        return self._fit(X, y, sample_weight, encoded, classes)
+        return self._fit(X, y, sample_weight, encoded, classes, X_val=X_val, y_val=y_val)
+
+    def score_samples(self, X: Any, y: Any = None) -> Any:
+        """Log density of each image, or that among the images of a class.
+
+        Parameters
+        ----------
+        X : array-like or Tensor, as in `fit`
+        y : one of `classes_`, or array-like of shape (n_samples,), default=None
+            The class of all images, or of each, -1 where unknown. None, or -1, gives the density of
+            an image whatever its class.
+
+        Returns
+        -------
+        ndarray or Tensor of shape (n_samples,)
+            In nats and the units of X, by `score_method`, which must be "density" for a class.
+        """
+        images = self._of_classes(X, y)
+        if y is not None and self.score_method != "density":
+            raise ValueError(
+                "score_method must be 'density' where y is given: one layer's likelihood does not "
+                f"depend on the class. Got {self.score_method!r}."
+            )
+        return answer(X, self._score_images(images))
+
+    def impute(
+        self,
+        X: Any,
+        *,
+        y: Any = None,
+        mask: Any = None,
+        method: str = "mean",
+        temperature: float | None = None,
+        top_s: int | None = None,
+        random_state: Seed = None,
+    ) -> Any:
+        """Fill in missing pixels, given the observed ones, and the class if it is known.
+
+        Parameters
+        ----------
+        X : array-like or Tensor, as in `fit`
+            NaN where missing. Observed pixels stay as they are.
+        y : one of `classes_`, or array-like of shape (n_samples,), default=None
+            The class of all images, or of each, -1 where unknown.
+        mask, method, temperature, top_s, random_state
+            As for `DCGMMEstimator.impute`.
+
+        Returns
+        -------
+        ndarray or Tensor of the shape of X
+        """
+        images = self._of_classes(X, y)
+        generation = self._generation(temperature, top_s, random_state)
+        return answer(X, self._fill_in(images, mask, method, generation))
+
+    def sample_like(
+        self,
+        X: Any,
+        *,
+        y: Any = None,
+        layer: int | str = -1,
+        n_samples: int = 1,
+        temperature: float | None = None,
+        top_s: int | None = None,
+        random_state: Seed = None,
+    ) -> Any:
+        """Draw variants of images, of a class if it is known.
+
+        Parameters
+        ----------
+        X : array-like or Tensor, as in `fit`
+        y : one of `classes_`, or array-like of shape (n_images,), default=None
+            The class of all images, or of each, -1 where unknown; of another class than the image,
+            what is like it there.
+        layer, n_samples, temperature, top_s, random_state
+            As for `DCGMMEstimator.sample_like`.
+
+        Returns
+        -------
+        ndarray or Tensor of shape (n_images, n_samples, ...)
+            In the shape of the rows of X in `fit`.
+        """
+        images = self._of_classes(X, y)
+        generation = self._generation(temperature, top_s, random_state)
+        return answer(X, self._draw_like(images, layer, n_samples, generation))
+
+    def _of_classes(self, X: Any, y: Any) -> Images:
+        """Fitted images, with the numbers of their classes if y gives these."""
+        images = self._check_fitted_images(X)
+        if y is None:
+            return images
+        y = np.full(len(images), y) if np.ndim(as_array(y, "y")) == 0 else y
+        labels = self._numbers(y, "y")
+        check_consistent_length(images.rows, labels)
+        return replace(images, y=labels)
+
+    def _numbers(self, y: Any, name: str) -> NDArray[np.int64]:
+        labels = read_labels(y, name)
+        numbers = {label: number for number, label in enumerate(self.classes_.tolist())}
+        found = [numbers.get(label, -1) for label in labels.tolist()]
+        unknown = [label for label in labels[is_known(labels)].tolist() if label not in numbers]
+        if unknown:
+            raise ValueError(
+                f"{name} must be one of classes_, {self.classes_}, or -1 where unknown; got "
+                f"{unknown[0]!r}."
+            )
+        return np.array(found, dtype=np.int64)
 
     def predict(self, X: Any) -> Any:
         """Most probable class of each image.
@@ -132,14 +254,28 @@ checkpoint, checkpoint_minutes
         ----------
         X : array-like or Tensor, as in `fit`
         y : array-like of shape (n_samples,)
+            Images whose class is unknown, -1, do not count.
         sample_weight : array-like of shape (n_samples,), default=None
 
         Returns
         -------
         float
+
+        Raises
+        ------
+        ValueError
+            If no class is known, or some are missing otherwise.
         """
-        predicted = self._predict_images(self._check_fitted_images(X))
-        return float(accuracy_score(as_array(y), predicted, sample_weight=sample_weight))
+        images, labels = self._check_fitted_images(X), read_labels(y, "y")
+        check_consistent_length(images.rows, labels)
+        known = np.flatnonzero(is_known(labels))
+        if not len(known):
+            raise ValueError("y must hold the class of some images; all are -1, which is unknown.")
+        weight = score_weights(sample_weight, labels)
+        weight = None if weight is None else weight[known]
+        predicted = self._predict_images(images.take(known))
+        truth = np.array(labels[known].tolist())  # numbers and names of any type of array
+        return float(accuracy_score(truth, predicted, sample_weight=weight))
 
     def predict_proba(self, X: Any) -> Any:
         """Probability of each class given the image; missing pixels are marginalised.
@@ -199,9 +335,9 @@ checkpoint, checkpoint_minutes
         check_is_fitted(self)
         label = None
         if y is not None:
-            if np.ndim(y) or y not in self.classes_:
+            if np.ndim(y) or not is_known(read_labels([y], "y")):
                 raise ValueError(f"y must be one of classes_, {self.classes_}; got {y!r}.")
-            label = int(np.flatnonzero(self.classes_ == y)[0])
+            label = int(self._numbers([y], "y")[0])
         classes = torch.from_numpy(self.class_probabilities_)
         images, labels = self._sample(n_samples, classes, label, temperature, top_s, random_state)
         return images, self.classes_[labels]

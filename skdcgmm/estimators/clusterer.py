@@ -1,6 +1,7 @@
 """`DCGMMEstimator`: the stack as a scikit-learn clusterer, transformer and density."""
 
 import copy
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -11,8 +12,9 @@ import torch
 from numpy.random import RandomState
 from numpy.typing import NDArray
 from sklearn.base import ClusterMixin, TransformerMixin
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import Tags, check_random_state
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 from torch.nn import functional
 
@@ -21,15 +23,21 @@ from skdcgmm.analysis.spreading import neighbours
 from skdcgmm.data import Data, FloatArray, Images, IntArray, sample_size
 from skdcgmm.estimators import checks
 from skdcgmm.estimators.attributes import NamedLayers
+from skdcgmm.estimators.base import HeldOut
 from skdcgmm.estimators.checks import Seed
 from skdcgmm.estimators.generative import GenerativeDCGMM, rows_of
-from skdcgmm.estimators.planning import check_n_clusters, defaults_of
+from skdcgmm.estimators.planning import check_n_clusters, defaults_of, is_auto
 from skdcgmm.model.specs import check_number
 from skdcgmm.model.stack import BaseStack
 from skdcgmm.model.tree import Mixtures
 from skdcgmm.training import ranks
 from skdcgmm.training.watchers import Checkpoint
 
+# Images of a first chunk below which a stream is warned.
+_FIRST_CHUNK = 60
+# A later chunk is of other units than the first if a pixel of the images that are looked at varies
+# by this many times as much.
+_OTHER_UNITS, _N_LOOKED_AT = 10.0, 100
 # Top components up to which they are merged into a tree of clusters unless fewer are asked for.
 _MAX_MERGED = 1000
 
@@ -108,10 +116,11 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
     validation_fraction : float, default=None
         Share of X set aside to judge progress; the model is then that of the epoch in which they
         were likeliest, of a layer-wise stack of those after annealing. None judges by the training
-        loss.
+        loss, or by the images given to `fit` as `X_val`.
     warm_start : bool, default=False
-        Whether `fit` starts from the earlier fit if the stack is the same; then also in its
-        precision and with its `reg_covar`, and if layer-wise with its annealing where it stood.
+        Whether `fit` starts from the earlier fit if the stack is the same, or "auto" as before, for
+        any number of images; then also in its precision and with its `reg_covar`, and if layer-wise
+        with its annealing where it stood. It warns if the stack is another one, and starts anew.
     device : str or torch.device, default="auto"
         Where to compute: "auto" is the GPU if there is one, else the CPU.
     random_state : int, RandomState instance or None, default=None
@@ -125,6 +134,15 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
         the model that the other would have ended in.
     checkpoint_minutes : float, default=10
         Time between two writings of it.
+    max_minutes : float, default=None
+        Time for training, after which it ends, also within an epoch: learning rates, temperatures
+        and neighbourhoods keep up with it, so that they are annealed by then. What comes before and
+        after, such as labels, takes its own. How many steps there is time for depends on the
+        machine: no seed gives the same model. None sets no limit.
+    distributed : bool, default=None
+        Whether the processes of `torch.distributed`, which must be initialised, train one model,
+        each with a part of the images. None trains one of this process alone, as False, but warns
+        where there are others.
     transform_layers : int, str or list of these, default=None
         The mixture layers whose responsibilities `transform` returns; None: those of the clusters.
 
@@ -138,15 +156,17 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
         it; changing the arrays themselves does not, they are copies.
     means_ : dict of str to ndarray of shape (..., K, D)
         Means; the values of a window are in the order (row, column, channel) of the rows of X,
-        and those of the first layer in units of X. Above the first layer of a joint stack, these
-        are tables: the probability, by cell of the window, of each component below.
+        and those of the first layer in units of X, but in a pyramid. Above the first layer of a
+        joint stack, these are tables: the probability, by cell of the window, of each component
+        below.
     covariances_, precisions_ : dict of str to ndarray of shape (..., K, D) or (..., K)
         Variances and their inverses, of layers that hold Gaussians; without the last axis if
         spherical.
     detail_means_, detail_covariances_ : dict of str to ndarray of shape (..., K, D)
-        Means and variances of the details that the upper layers of a pyramid emit, in units of X.
-        The values, as of `means_` of its first layer, are coefficients of cosines in the order
-        (colour, row, column), the first colour being grey; only the top's begin with the mean.
+        Means and variances of the details that the upper layers of a pyramid emit. The values, as
+        of `means_` of its first layer, are coefficients of cosines in the order (colour, row,
+        column), the first colour being grey, and in units of the standard deviations of the
+        channels, not of X; only the top's begin with the mean.
     children_ : ndarray of shape (K - 1, 2)
         The tree by which the K top components are merged, as of
         `AgglomerativeClustering`: numbers below K are components, K + i is
@@ -198,13 +218,13 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
     (3, 64)
     """
 
-    _LEARNT_FROM_STACK = ("labels_", "children_", "distances_")
+    _LEARNT_FROM_STACK = ("labels_", "children_", "distances_", "_without_units")
     _chooses_pixels: ClassVar[bool] = True
 
     n_clusters: int | None = field(default=None, kw_only=False)
     transform_layers: int | str | Sequence[int | str] | None = None
 
-    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None, *, X_val: Any = None) -> Self:
         """Train the stack.
 
         Parameters
@@ -220,6 +240,9 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
         y : Ignored
         sample_weight : array-like of shape (n_samples,), default=None
             Weights of the images in the loss; None weighs all the same.
+        X_val : array-like or Tensor, default=None
+            Images to judge progress by, instead of a share of X, `validation_fraction`: of groups,
+            or in order of time, a random share is no fair judge. X may then come in batches.
 
         Returns
         -------
@@ -233,17 +256,30 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
 
         Notes
         -----
-        Where `torch.distributed` is initialised, each process gives its own part of the images, and
-        all end with the same model. Ctrl-C ends the training with a warning, and the model of the
+        With `distributed=True`, each process gives its own part of the images, and all end with the
+        same model. Ctrl-C ends the training with a warning, and the model of the
         last complete epoch; after the last epoch it is an error, but what has been trained stays.
         """
-        return self._fit(X, y, sample_weight)
+        self._fit(X, y, sample_weight, X_val=X_val)
+        if self.n_clusters is not None and hasattr(self, "labels_"):
+            with ranks.joined(self.distributed):
+                found = np.concatenate(ranks.gather(np.unique(self.labels_)))
+            n_found = len(np.unique(found))
+            if n_found < self.n_clusters:
+                warnings.warn(
+                    f"Only {n_found} of n_clusters={self.n_clusters} clusters have images of X, "
+                    "which may hold fewer kinds of images, or the same ones many times. Choose "
+                    "fewer clusters.",
+                    ConvergenceWarning,
+                    stacklevel=2,
+                )
+        return self
 
     def _check_stack(self, stack: BaseStack) -> None:
         if self.transform_layers is not None:
             self._feature_names(stack)
 
-    def _finish(self, data: Data, held_out: IntArray | None, rng: RandomState) -> None:
+    def _finish(self, data: Data, held_out: HeldOut, rng: RandomState) -> None:
         """Merge the top components, by some of the images."""
         n_components = self._stack.top.n_components
         if (self.n_clusters is None and n_components > _MAX_MERGED) or n_components == 1:
@@ -275,7 +311,9 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
         """Go once over a chunk of images.
 
         The first chunk fixes the scale of the images and the stack, whose components start from its
-        images: let it hold more of them than the stack has components. Each chunk merges top
+        images: let it hold as many as it can, and various ones. The stack of `layers="auto"` is
+        planned for more images to come, and has as many components as the first chunk can start. A
+        first chunk that tells no units, or very few images, are warned of. Each chunk merges top
         components anew into clusters, whose numbers may change.
         The learning rate is planned for 1000 steps of `batch_size` images ("joint") or 4000
         ("layerwise"), and the model is of little use before most of them are done; after them, and
@@ -295,7 +333,8 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
         with checks.unchanged_on_failure(self) as keep:
             self._check_parameters()
             rng = ranks.of_first(check_random_state(self.random_state))
-            if hasattr(self, "_stack"):
+            has_units = True
+            if hasattr(self, "_stack") and not hasattr(self, "_without_units"):
                 if self.objective != self._fitted_objective:
                     raise ValueError(
                         f"objective must stay {self._fitted_objective!r} in a stream that has "
@@ -306,14 +345,40 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
                 data = checks.check_weights(sample_weight, images)
                 check_n_clusters(self.n_clusters, self._stack.top.n_components)
                 stack, progress = copy.deepcopy(self._stack_in_place()), self._progress
+                _check_units(stack, images)
             else:
                 shape = checks.check_image_shape(self.image_shape)
                 images = checks.check_images(self, X, shape, reset=True, min_samples=2)
                 data = checks.check_weights(sample_weight, images)
-                stack, progress = self._start(data, rng)
+                has_units = self._check_first_chunk(data)
+                stack, progress = self._start(data, rng, stream=True)
             self._train(stack, progress, data, rng, keep, Checkpoint(rng=rng))
+            if not has_units:
+                self._without_units = True
             self._set_labels(images)
         return self
+
+    def _check_first_chunk(self, data: Images) -> bool:
+        """Warn if a stream begins with images that tell too little of those to come.
+
+        Returns whether they tell its units.
+        """
+        varies = any(moments.variance.any() for moments in ranks.gather(data.moments()))
+        n_images = ranks.total(len(data))
+        if not varies:
+            warnings.warn(
+                "X holds the same image many times, which gives a stream no units: the next chunk "
+                "will start the stack anew. Begin with images that differ.",
+                stacklevel=3,
+            )
+        elif is_auto(self) and data.shape[1:] != (1, 1) and n_images < _FIRST_CHUNK:
+            warnings.warn(
+                f"The stack of a stream is planned by its first chunk, and starts from it: of "
+                f"{n_images} images, no layer can have more than {n_images} components. Begin with "
+                "more images, some hundreds or thousands, or give layers.",
+                stacklevel=3,
+            )
+        return varies
 
     def reset_annealing(self, fraction: float = 1.0) -> Self:
         """Open the schedules of training again, so that `partial_fit` can learn new images.
@@ -397,7 +462,7 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
         """What `predict` answers."""
         return cast("IntArray", self._cluster_probabilities(images).argmax(1))
 
-    def fit_predict(self, X: Any, y: Any = None, **kwargs: Any) -> NDArray[Any]:
+    def fit_predict(self, X: Any, y: Any = None, **kwargs: Any) -> Any:
         """Train the stack, and return the cluster of each image.
 
         Parameters
@@ -409,7 +474,7 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
 
         Returns
         -------
-        ndarray of shape (n_samples,)
+        ndarray or Tensor of shape (n_samples,)
 
         Raises
         ------
@@ -417,7 +482,7 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
             If X comes in batches, whose order may change.
         """
         checks.refuse_stream(X, "fit_predict", "fit, then predict")
-        return self.fit(X, y, **kwargs).labels_
+        return checks.answer(X, self.fit(X, y, **kwargs).labels_)
 
     def predict(self, X: Any) -> Any:
         """Cluster of each image: that of largest responsibility.
@@ -480,7 +545,9 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
         -------
         ndarray or Tensor of shape (n_samples, n_features_out)
             `n_clusters` features; with `transform_layers`, those of one layer after the other, each
-            in the order (row, column, component).
+            in the order (row, column, component). Without either, and with `layers="auto"`, as many
+            as the number of images allowed components: set `n_clusters` where all folds of a
+            cross-validation must have as many.
         """
         if self.transform_layers is None:
             return self.predict_proba(X)
@@ -589,6 +656,7 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
         -------
         float
             In nats and the units of X: another scaler before the stack gives other densities.
+            The same for all `n_clusters` into which components are merged: it compares layers.
             Comparable, at the same `reg_covar`, between any two joint stacks; and with
             `sklearn.mixture.GaussianMixture.score`, whose `reg_covar` is added to variances that it
             only bounds here, to the disadvantage of that mixture.
@@ -600,10 +668,22 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
             weights are not one non-negative number an image, or all are zero.
         """
         values = self._log_density(X)
-        if sample_weight is None:
+        weight = checks.score_weights(sample_weight, values)
+        if weight is None:
             return float(values.mean())
-        weight = _check_sample_weight(sample_weight, values, ensure_non_negative=True)
         counted = weight > 0  # so that an image of no weight may have no density
-        if not counted.any():
-            raise ValueError("sample_weight must have a positive sum; all weights are zero.")
         return float(np.average(values[counted], weights=weight[counted]))
+
+
+def _check_units(stack: BaseStack, images: Images) -> None:
+    """Warn if a chunk varies by far more than that by which a stream's units were set."""
+    some = images.take(np.arange(min(len(images), _N_LOOKED_AT)))
+    deviation = np.sqrt(some.moments().variance).reshape(-1, images.shape[0])  # (H * W, C)
+    scale = stack.scale.double().expand(images.shape[0], 1, 1).flatten().numpy(force=True)
+    if (deviation > _OTHER_UNITS * scale).any():
+        warnings.warn(
+            "X varies by far more than the first chunk of the stream, which has set the units and "
+            "the bounds of the variances: what follows is learnt badly. Begin anew with images "
+            "that vary as these do.",
+            stacklevel=3,
+        )

@@ -14,10 +14,11 @@ from sklearn.utils import check_random_state
 from torch import Tensor
 
 from skdcgmm.analysis.outliers import N_CALIBRATION, SCORES, Typicality
-from skdcgmm.data import Data, FloatArray, Images, IntArray
+from skdcgmm.data import Data, FloatArray, Images
 from skdcgmm.estimators.attributes import NamedLayers
-from skdcgmm.estimators.base import SCORE_METHODS, BaseDCGMM, check_joint
+from skdcgmm.estimators.base import SCORE_METHODS, BaseDCGMM, HeldOut
 from skdcgmm.estimators.checks import answer, refuse_stream, unchanged_on_failure
+from skdcgmm.estimators.planning import check_joint
 from skdcgmm.model.specs import check_number
 from skdcgmm.model.stack import BaseStack
 from skdcgmm.model.tree import Tree
@@ -68,7 +69,8 @@ class DCGMMOutlierDetector(NamedLayers, OutlierMixin, BaseDCGMM):
         which a flat mixture fits less closely, nor of batches. With None, new images score lower
         than those of the training, and too many are called outliers: a fifth of new digits, and
         most of new clothes, where a tenth or less was asked for.
-    warm_start, device, random_state, verbose, checkpoint, checkpoint_minutes
+    warm_start, device, random_state, verbose, checkpoint, checkpoint_minutes, max_minutes, \
+distributed
         As for `DCGMMEstimator`.
     contamination : float, default=0.1
         Share of the images held out that `predict` calls outliers, in (0, 0.5], and so about that
@@ -103,7 +105,7 @@ class DCGMMOutlierDetector(NamedLayers, OutlierMixin, BaseDCGMM):
     score_method: str = "auto"
     validation_fraction: float | str | None = "auto"
 
-    def fit(self, X: Any, y: Any = None) -> Self:
+    def fit(self, X: Any, y: Any = None, *, X_val: Any = None) -> Self:
         """Train the stack, and learn how normal images score.
 
         Parameters
@@ -112,6 +114,9 @@ class DCGMMOutlierDetector(NamedLayers, OutlierMixin, BaseDCGMM):
 (n_samples, height, width, channels), Tensor, Dataset or iterable of batches
             As for `DCGMMEstimator`. They should be normal: outliers are learnt from like others.
         y : Ignored
+        X_val : array-like or Tensor, default=None
+            Normal images to judge progress by and to learn from how new ones score, instead of a
+            share of X.
 
         Returns
         -------
@@ -123,7 +128,7 @@ class DCGMMOutlierDetector(NamedLayers, OutlierMixin, BaseDCGMM):
             If a parameter or X does not fit; the message names it and what would. An earlier fit
             stays as it is.
         """
-        return self._fit(X, y)
+        return self._fit(X, y, X_val=X_val)
 
     def fit_predict(self, X: Any, y: Any = None, **kwargs: Any) -> NDArray[Any]:
         """Train the stack, and say whether each image is an outlier.
@@ -244,15 +249,15 @@ class DCGMMOutlierDetector(NamedLayers, OutlierMixin, BaseDCGMM):
     def _check_stack(self, stack: BaseStack) -> None:
         self._resolved_method(stack)
 
-    def _finish(self, data: Data, held_out: IntArray | None, rng: RandomState) -> None:
+    def _finish(self, data: Data, held_out: HeldOut, rng: RandomState) -> None:
         # A number draws as in `calibrate`; a generator goes on, also after a stop.
         seed = self.random_state if isinstance(self.random_state, int | np.integer) else rng
         rng = ranks.of_first(check_random_state(seed))
-        if held_out is None or min(ranks.gather(len(held_out))) < 2:
+        new = None if held_out is None else held_out(N_CALIBRATION)
+        if new is None or min(ranks.gather(len(new))) < 2:
             self._calibrate(data.sample(N_CALIBRATION, rng), rng, seen=True)
         else:
-            assert isinstance(data, Images)
-            self._calibrate(data.take(held_out[:N_CALIBRATION]), rng, seen=False)
+            self._calibrate(new, rng, seen=False)
 
     def _predict_images(self, images: Images) -> NDArray[Any]:
         return np.where(self._scores(images) < self.offset_, -1, 1)

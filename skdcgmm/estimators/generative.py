@@ -1,5 +1,6 @@
 """Methods of the estimators that score and make images."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
@@ -13,8 +14,9 @@ from torch import Tensor
 
 from skdcgmm.analysis.bits import dequantise, level_step
 from skdcgmm.data import FloatArray, Images, make_generator
-from skdcgmm.estimators.base import BaseDCGMM, check_joint
+from skdcgmm.estimators.base import BaseDCGMM
 from skdcgmm.estimators.checks import Seed, answer, check_mask
+from skdcgmm.estimators.planning import check_joint
 from skdcgmm.model import tables
 from skdcgmm.model.specs import check_choice, check_number
 from skdcgmm.model.tables import Generation
@@ -91,6 +93,20 @@ class GenerativeDCGMM(BaseDCGMM):
         height, width, _ = self.image_shape_
         return np.tile(ends, height * width)
 
+    def _criterion_density(self, X: Any, name: str) -> FloatArray:
+        """Log density of each image for a criterion; a warning if it is asked about clusters."""
+        check_is_fitted(self)
+        n_components = self._stack.top.n_components
+        if self.n_clusters not in (None, n_components):
+            warnings.warn(
+                f"{name} is the same for all n_clusters: {self.n_clusters} clusters are merged "
+                f"from {n_components} components, and the density is that of the components. It "
+                "compares layers. For a number of clusters, look at distances_, as by "
+                "skdcgmm.plotting.DendrogramDisplay.",
+                stacklevel=3,
+            )
+        return self._log_density(X)
+
     def _log_density(self, X: Any) -> FloatArray:
         """Log density of each image, in double precision."""
         return self._score(self._check_fitted_images(X), "density", -1).astype(np.float64)
@@ -159,7 +175,9 @@ class GenerativeDCGMM(BaseDCGMM):
         return cast("NDArray[np.bool_]", (rows > low) & (rows < high))
 
     def bic(self, X: Any) -> float:
-        """Bayesian information criterion on X; the lower the better.
+        """Bayesian information criterion on X, which compares layers; the lower the better.
+
+        It is the same for all `n_clusters` into which components are merged, with a warning.
 
         Parameters
         ----------
@@ -169,11 +187,13 @@ class GenerativeDCGMM(BaseDCGMM):
         -------
         float
         """
-        log_density = self._log_density(X)
+        log_density = self._criterion_density(X, "bic")
         return float(self._stack.n_parameters * np.log(len(log_density)) - 2 * log_density.sum())
 
     def aic(self, X: Any) -> float:
-        """Akaike information criterion on X; the lower the better.
+        """Akaike information criterion on X, which compares layers; the lower the better.
+
+        It is the same for all `n_clusters` into which components are merged, with a warning.
 
         Parameters
         ----------
@@ -183,7 +203,8 @@ class GenerativeDCGMM(BaseDCGMM):
         -------
         float
         """
-        return float(2 * self._stack.n_parameters - 2 * self._log_density(X).sum())
+        log_density = self._criterion_density(X, "aic")
+        return float(2 * self._stack.n_parameters - 2 * log_density.sum())
 
     def sample_like(
         self,
@@ -218,17 +239,28 @@ class GenerativeDCGMM(BaseDCGMM):
         ndarray or Tensor of shape (n_images, n_samples, ...)
             In the shape of the rows of X in `fit`.
         """
+        images, generation = self._to_draw(X, temperature, top_s, random_state)
+        return answer(X, self._draw_like(images, layer, n_samples, generation))
+
+    def _to_draw(
+        self, X: Any, temperature: float | None, top_s: int | None, random_state: Seed
+    ) -> tuple[Images, Generation]:
         images = self._check_fitted_images(X)
+        return images, self._generation(temperature, top_s, random_state)
+
+    def _draw_like(
+        self, images: Images, layer: int | str, n_samples: int, generation: Generation
+    ) -> NDArray[Any]:
+        """Variants of images, (n_images, n_samples, ...)."""
         check_number("n_samples", n_samples, low=1, integer=True)
         name = self._mixture_name(self._stack, "layer", layer)
-        generation = self._generation(temperature, top_s, random_state)
 
         def rows(mixtures: Mixtures, x: Tensor) -> Tensor:
             return rows_of(mixtures.variants(x, name, generation))
 
         repeated = images.take(np.repeat(np.arange(len(images)), n_samples))
-        drawn = self._like_data(self._map(repeated, rows))
-        return answer(X, drawn.reshape(len(images), n_samples, *images.row_shape))
+        drawn = self._like_data(self._map(repeated, rows, n_each=n_samples))
+        return drawn.reshape(len(images), n_samples, *images.row_shape)
 
     def impute(
         self,
@@ -265,10 +297,15 @@ class GenerativeDCGMM(BaseDCGMM):
         -------
         ndarray or Tensor of the shape of X
         """
-        images = self._check_fitted_images(X)
+        images, generation = self._to_draw(X, temperature, top_s, random_state)
+        return answer(X, self._fill_in(images, mask, method, generation))
+
+    def _fill_in(
+        self, images: Images, mask: Any, method: str, generation: Generation
+    ) -> NDArray[Any]:
+        """Images with missing pixels filled in, of the shape of X."""
         images = images.hide(check_mask(mask, images))
         check_choice("method", method, IMPUTE_METHODS)
-        generation = self._generation(temperature, top_s, random_state)
 
         def rows(mixtures: Mixtures, x: Tensor) -> Tensor:
             if method == "mean":
@@ -280,7 +317,7 @@ class GenerativeDCGMM(BaseDCGMM):
             filled = self._like_data(filled)
         # Observed values exactly as they came, in whatever precision the stack computes.
         filled = np.where(np.isnan(images.rows), filled, images.rows)
-        return answer(X, filled.reshape(len(images), *images.row_shape))
+        return filled.reshape(len(images), *images.row_shape)
 
     def sharpen(
         self,
@@ -394,11 +431,12 @@ def sharpen(
             (gradient,) = torch.autograd.grad(value.sum(), x)
         return value.detach(), gradient
 
-    rate = _FIRST_RATE * scale**2 * torch.ones_like(x[:, :1, :1, :1])  # (N, 1 or C, 1, 1)
+    rate = _FIRST_RATE * torch.ones_like(x[:, :1, :1, :1])  # (N, 1, 1, 1)
     value, gradient = value_and_gradient(x)
     values = [value]
     for _ in range(n_steps):
-        candidate = x + rate * gradient  # (N, C, H, W)
+        # Twice the scale, not its square, which may be beyond single precision.
+        candidate = x + scale * (rate * (scale * gradient))  # (N, C, H, W)
         new_value, new_gradient = value_and_gradient(candidate)
         rose = new_value > value  # (N,)
         value = torch.where(rose, new_value, value)

@@ -1,11 +1,14 @@
 """From parameters and images to a stack that training can begin with."""
 
+import math
+import warnings
 from dataclasses import replace
 from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from numpy.random import RandomState
+from numpy.typing import NDArray
 from sklearn.base import clone
 
 from skdcgmm import published
@@ -17,6 +20,10 @@ from skdcgmm.model.windows import Shape
 from skdcgmm.published import objective as layerwise
 from skdcgmm.published.stack import LayerwiseStack
 from skdcgmm.training import Defaults, joint, ranks
+
+# Rows that are looked at for pixels, and the least side of images that would be taken for such.
+_N_LOOKED_AT, _LEAST_SIDE = 100, 8
+_MAX_PIXEL = 2**16 - 1
 
 OBJECTIVES = {"joint": joint.JOINT, "layerwise": layerwise.LAYERWISE}
 
@@ -41,14 +48,22 @@ def is_auto(estimator: Any) -> bool:
 
 
 def _plan(
-    estimator: Any, shape: Shape, n_images: int, n_classes: int | None, pixels: str
+    estimator: Any,
+    shape: Shape,
+    n_images: int,
+    n_classes: int | None,
+    pixels: str,
+    *,
+    stream: bool,
 ) -> NamedSpecs:
     """The layers that the parameters of an estimator ask for."""
     layers = estimator.layers
     if is_auto(estimator):
         if estimator.objective == "joint":
-            n_clusters = estimator.n_clusters
-            return specs.auto(shape, n_images, n_clusters, n_classes=n_classes, pixels=pixels)
+            return specs.auto(
+                shape, n_images, estimator.n_clusters, n_classes=n_classes, pixels=pixels,
+                stream=stream,
+            )  # fmt: skip
         return published.auto(shape, n_images, estimator.n_clusters)
     if isinstance(layers, str):
         return published.preset(layers, shape)
@@ -82,6 +97,68 @@ def _pixels(estimator: Any, shape: Shape, n_images: int, *, complete: bool) -> s
     return kind
 
 
+def warn_of_pixels(rows: NDArray[Any]) -> None:
+    """Warn if features are as many as the pixels of a square, and whole numbers as theirs are."""
+    n_features = rows.shape[1]
+    gray, colour = math.isqrt(n_features), math.isqrt(n_features // 3)
+    shapes = [
+        shape for shape in ((gray, gray), (colour, colour, 3)) if math.prod(shape) == n_features
+    ]
+    if not shapes or shapes[0][0] < _LEAST_SIDE:
+        return
+    some = rows[np.linspace(0, len(rows) - 1, _N_LOOKED_AT).astype(int)]
+    some = some[~np.isnan(some)].astype(np.float64)
+    if not some.size:
+        return
+    # Zeros and ones are as well the answers to questions.
+    if 1 < some.max() <= _MAX_PIXEL and (some >= 0).all() and (some == np.rint(some)).all():
+        warnings.warn(
+            f"X has rows of {n_features} whole numbers, which are taken for plain features. If "
+            f"they are pixels, set image_shape={shapes[0]}; if not, name the flat mixture, for "
+            "instance layers=[ConvGMM(8)].",
+            stacklevel=5,
+        )
+
+
+def goes_on(estimator: Any, stack: BaseStack) -> bool:
+    """Whether a warm start goes on with the earlier stack; a warning if it cannot."""
+    if not (estimator.warm_start and hasattr(estimator, "_stack")):
+        return False
+    if _is_asked_for(estimator, stack, estimator._stack):
+        return True
+    warnings.warn(
+        "warm_start=True, but layers, pixels, objective or the shape of the images are no longer "
+        "those of the earlier fit: the stack starts anew, and nothing of that fit goes on. Set "
+        "them back to go on, or warm_start=False.",
+        stacklevel=5,
+    )
+    return False
+
+
+def _is_asked_for(estimator: Any, stack: BaseStack, earlier: BaseStack) -> bool:
+    """Whether an earlier stack is what the parameters ask for.
+
+    One that "auto" has chosen for another number of images is, if it can be merged into as many
+    clusters as now; but a flat mixture has just as many components.
+    """
+    if not is_auto(estimator):
+        return stack.same_layers(earlier)
+    n_clusters, n_found = estimator.n_clusters or 1, earlier.top.n_components
+    enough = n_found >= n_clusters if len(stack.names) > 1 else n_found == stack.top.n_components
+    return enough and stack.same_layers(earlier, n_components=False)
+
+
+def check_joint(stack: BaseStack, purpose: str) -> None:
+    """Raise an error if a stack is not one density."""
+    if not stack.is_density:
+        raise ValueError(
+            f"{purpose} needs one density over images, which a stack of several layers has "
+            "only if it is trained as one: choose objective='joint'. For a layer-wise stack, "
+            "choose score_method='layer', and give a grid search a scoring, such as "
+            "'adjusted_rand_score' with known labels y."
+        )
+
+
 def refuse_missing(purpose: str) -> NoReturn:
     """Raise an error: missing pixels are not for this purpose in a pyramid."""
     raise ValueError(
@@ -99,10 +176,11 @@ def build(
     device: str = "cpu",
     *,
     complete: bool = True,
+    stream: bool = False,
 ) -> BaseStack:
     """Build the stack that an estimator asks for.
 
-    `complete` says that no pixel is missing.
+    `complete` says that no pixel is missing; `stream`, that more images are to come.
 
     Raises
     ------
@@ -112,7 +190,7 @@ def build(
     """
     joint = estimator.objective == "joint"
     pixels = _pixels(estimator, shape, n_images, complete=complete)
-    plan = _plan(estimator, shape, n_images, n_classes, pixels)
+    plan = _plan(estimator, shape, n_images, n_classes, pixels, stream=stream)
     layers = specs.lay_out(plan, shape, tiling=joint)
     mixtures = [layer for layer in layers if layer.is_mixture]
     for layer in mixtures:

@@ -294,18 +294,20 @@ def auto(
     *,
     n_classes: int | None = None,
     pixels: str = "tiles",
+    stream: bool = False,
 ) -> NamedSpecs:
     """A stack of one density for images of this shape; a flat mixture for plain features.
 
     Tiles of four pixels, or in a pyramid a little more, then windows of two by two until few are
     left, then the top. The wider a window, the more there is to tell apart: the upper layers have
     the more components. Fewer where they would see less than 15 images on average, but as many as
-    there are images up to 60: few images are all that there is to know. The top has at least as
-    many as clusters are asked for, or some for each class; a flat mixture just as many as clusters.
+    there are images up to 60, and in a stream, of which more are to come, always: few images are
+    all that there is to know. The top has at least as many as clusters are asked for, or some for
+    each class; a flat mixture just as many as clusters.
     """
     size: Size = image_shape[1:]
     plain = size == (1, 1)
-    most = max(1, n_samples // 15, 0 if plain else min(n_samples, 60))
+    most = n_samples if stream else max(1, n_samples // 15, 0 if plain else min(n_samples, 60))
     least = min(n_samples, max(n_clusters or 1, _A_CLASS * (n_classes or 0)))
     tile = (min(4, size[0]), min(4, size[1]))
     if tile == size and (plain or pixels != "atoms"):

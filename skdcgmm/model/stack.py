@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Self, cast
 
 import torch
+from sklearn.base import clone
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -147,14 +148,21 @@ class BaseStack(nn.Module, ABC):
         """What the components of a mixture emit."""
         return cast("Pixels | Tables", self.emissions[self.names.index(name)])
 
-    def same_layers(self, other: "BaseStack") -> bool:
-        """Whether another stack has the same layers on the same images."""
-        one, another = (
-            [(layer.name, layer.windows, str(layer.spec)) for layer in stack.layers]
-            for stack in (self, other)
-        )
-        kinds = [(type(stack), stack.kind, stack.n_classes) for stack in (self, other)]
-        return kinds[0] == kinds[1] and one == another
+    def same_layers(self, other: "BaseStack", *, n_components: bool = True) -> bool:
+        """Whether another stack has the same layers on the same images.
+
+        With as many components, unless `n_components` is false.
+        """
+
+        def outline(stack: BaseStack) -> list[Any]:
+            specs = [clone(layer.spec) for layer in stack.layers]
+            if not n_components:
+                specs = [s.set_params(n_components=1) if hasattr(s, "shared") else s for s in specs]
+            kind = type(stack), stack.image_shape, stack.kind, stack.n_classes
+            names = [(layer.name, layer.windows[1:]) for layer in stack.layers]
+            return [*kind, *names, *map(str, specs)]
+
+        return outline(self) == outline(other)
 
     def pack(self) -> dict[str, Any]:
         """What the stack consists of: its layers with all sizes spelt out, and its arrays."""

@@ -53,16 +53,31 @@ def posterior(scores: Tensor) -> Tensor:
 
     Raises
     ------
-    FloatingPointError
+    ImageOverflowError
         If all scores of an image have overflowed, which then tell nothing of its component.
     """
     return check_finite(scores.softmax(1))
 
 
+class ImageOverflowError(FloatingPointError):
+    """The densities of an image have overflowed.
+
+    Attributes
+    ----------
+    image : int
+        Its number in the batch.
+    """
+
+    def __init__(self, image: int) -> None:
+        super().__init__(f"the densities of image {image} overflow")
+        self.image = image
+
+
 def check_finite(values: Tensor) -> Tensor:
-    """The values themselves, or a FloatingPointError if densities have overflowed."""
-    if not values.isfinite().all():
-        raise FloatingPointError("densities overflow")
+    """The values (N, ...), or an `ImageOverflowError` if those of an image are not finite."""
+    finite = values.isfinite()
+    if not finite.all():
+        raise ImageOverflowError(int(finite.view(len(values), -1).all(1).int().argmin()))
     return values
 
 

@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from typing import NamedTuple, cast
@@ -277,6 +277,28 @@ class Tree(Mixtures):
             return
         for i, density in enumerate(self._emissions):
             yield density.log_volume(x, complete=True) + self.basis.log_volume(i)
+
+    def given_class(self, label: int) -> "Tree":
+        """The density of the images of a class, or of all if its number is -1."""
+        if label < 0:
+            return self
+        assert self.class_tables is not None
+        log_weights = self.log_weights + self.class_tables[:, label].log()  # (K,)
+        return replace(self, log_weights=log_weights.log_softmax(0))
+
+    def map_by_class(
+        self, function: Callable[["Tree", Tensor], Tensor], x: Tensor, labels: Tensor
+    ) -> Tensor:
+        """A function (N, ...) of the density of each image's class, (N,), and of the images."""
+        parts, order = [], []
+        for label in sorted(set(labels.tolist())):
+            chosen = torch.where(labels == label)[0]
+            try:
+                parts.append(function(self.given_class(label), x[chosen]))
+            except tables.ImageOverflowError as error:
+                raise tables.ImageOverflowError(int(chosen[error.image])) from error
+            order.append(chosen)
+        return torch.cat(parts)[torch.cat(order).argsort()]
 
     def class_probabilities(self, x: Tensor, complete: bool = False) -> Tensor:
         """Posterior of the classes given images, (N, n_classes)."""

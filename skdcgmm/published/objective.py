@@ -320,10 +320,19 @@ class _LayerTraining:
         self._since_report.add(loss)
         self._block.add(loss)
         if self._block.n_losses >= self._block_length:
-            elapsed = min(1.0, (step + 1 - self.first_step) / self._deadline)
-            start, end = self.schedule.radius, self.schedule.final_radius
-            ceiling = end if elapsed == 1 else start * (end / start) ** elapsed
+            ceiling = self._ceiling(step + 1)
             self.state = update(self.schedule, self.state, self._block.take(), ceiling)
+
+    def hurry(self, step: int) -> None:
+        """Narrow the neighbourhood to what it is to be at a step at the latest."""
+        ceiling = self._ceiling(step)
+        self.state = self.state._replace(radius=min(self.state.radius, ceiling))
+
+    def _ceiling(self, step: int) -> float:
+        """Largest radius at a step: a deadline for layers whose inputs keep moving."""
+        elapsed = min(1.0, max(0.0, (step - self.first_step) / self._deadline))
+        start, end = self.schedule.radius, self.schedule.final_radius
+        return end if elapsed == 1 else start * (end / start) ** elapsed
 
     def report(self) -> tuple[float, float]:
         """Mean loss since the last report (nan before the first step), and the radius."""
@@ -354,7 +363,7 @@ class Layerwise:
         learning_rate: float = LEARNING_RATE,
         progress: Progress | None = None,
     ) -> None:
-        self._stack = stack
+        self._stack, self._n_steps = stack, n_steps
         self._steps = 0
         self._trainings: dict[str, _LayerTraining] = {}
         for index, name in enumerate(stack.names):
@@ -377,6 +386,14 @@ class Layerwise:
         """Go back by a fraction of the annealing of every layer, as far as it has got."""
         for training in self._trainings.values():
             training.reopen(fraction, self._steps)
+
+    def hurry(self, share: float) -> None:
+        """Go forward to a share of the planned steps, and narrow neighbourhoods as by then."""
+        steps = round(min(1.0, share) * self._n_steps)
+        if steps > self._steps:
+            self._steps = steps
+            for training in self._trainings.values():
+                training.hurry(steps)
 
     @property
     def annealed(self) -> bool:

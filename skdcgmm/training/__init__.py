@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -38,6 +39,9 @@ class Objective(Protocol):
 
     def reopen(self, fraction: float) -> None:
         """Take the schedules back by a fraction, so that new images can change the stack."""
+
+    def hurry(self, share: float) -> None:
+        """Bring the schedules to a share of the training, if they are not as far."""
 
     def step(self, batch: Batch) -> None:
         """Learn from a batch of images."""
@@ -138,6 +142,7 @@ def train(
     on_epoch: Callable[[HistoryRow], bool],
     on_step: Callable[[Standing], None],
     standing: Standing,
+    time_used: Callable[[], float] = lambda: 0.0,
 ) -> Outcome:
     """Go through the epochs until the objective stands still, or the user ends them.
 
@@ -162,6 +167,9 @@ def train(
         Called after each step with how far the epochs have got.
     standing : Standing
         How far an earlier training had got that now goes on.
+    time_used : callable
+        Share of the time for training that is over; the schedules keep up with it, and training
+        ends with it, also within an epoch.
 
     Returns
     -------
@@ -179,6 +187,7 @@ def train(
     parameters = [parameter.detach() for parameter in stack.parameters()]
     of_last_epoch = [torch.empty_like(parameter) for parameter in parameters]
     converged = interrupted = False
+    used = 0.0
     try:
         for epoch in range(len(now.history) + 1, max_epochs + 1):
             with torch.enable_grad():
@@ -186,6 +195,10 @@ def train(
                     objective.step(batch)
                     now = now._replace(n_batches=now.n_batches + 1)
                     on_step(now)
+                    used = time_used()
+                    objective.hurry(used)
+                    if used >= 1:
+                        break
             row = {"epoch": epoch, **objective.report()}
             if validation is not None:
                 row["validation_loss"] = _weighted_mean(objective, validation())
@@ -198,7 +211,7 @@ def train(
             if validation is not None and objective.comparable and value > now.best_validation:
                 best = [parameter.clone() for parameter in parameters]
                 now = now._replace(best_validation=value, best_parameters=best)
-            stop = on_epoch(row)
+            stop = on_epoch(row) or used >= 1
             if objective.annealed:
                 stale = 0 if value > now.best + tol else now.stale + 1
                 now = now._replace(best=max(now.best, value), stale=stale)
@@ -215,6 +228,14 @@ def train(
     if now.best_parameters:
         torch._foreach_copy_(parameters, list(now.best_parameters))
     return Outcome(now.history, converged, interrupted, objective.progress)
+
+
+def share_of_time(minutes: float | None) -> Callable[[], float]:
+    """Makes the share that is over of some minutes from now, the same in all processes."""
+    if minutes is None:
+        return lambda: 0.0
+    start = time.monotonic()
+    return lambda: ranks.of_first((time.monotonic() - start) / (60 * minutes))
 
 
 def check_finite(objective: Objective, batch: Batch) -> None:

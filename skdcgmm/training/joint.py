@@ -117,6 +117,10 @@ class Joint:
         self._steps = min(self._steps, round((1 - fraction) * self._n_steps))
         self._tempered = _tempers(self._stack)
 
+    def hurry(self, share: float) -> None:
+        """Go forward to a share of the planned steps, if they are not done."""
+        self._steps = max(self._steps, round(min(1.0, share) * self._n_steps))
+
     @property
     def annealed(self) -> bool:
         """Whether the rate is near its end, so that epochs compare."""

@@ -1,10 +1,12 @@
 """Several processes that train one model together, each on images of its own.
 
 They are those of `torch.distributed`, which the user starts and initialises. All of them call the
-functions below at the same points; without them, there is one process.
+functions below at the same points; without them, or where they are not `joined`, there is one.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,10 +19,27 @@ from skdcgmm.data import Images, Stream
 T = TypeVar("T")
 
 
+_together: ContextVar[bool] = ContextVar("together", default=False)
+
+
+@contextmanager
+def joined(together: bool | None) -> Iterator[None]:
+    """Let processes train together in this context, or this one alone."""
+    token = _together.set(bool(together))
+    try:
+        yield
+    finally:
+        _together.reset(token)
+
+
+def are_there() -> bool:
+    """Whether there are processes that could train together."""
+    return distributed.is_available() and distributed.is_initialized()
+
+
 def n_processes() -> int:
     """Number of processes that train together."""
-    there = distributed.is_available() and distributed.is_initialized()
-    return distributed.get_world_size() if there else 1
+    return distributed.get_world_size() if _together.get() and are_there() else 1
 
 
 def rank() -> int:

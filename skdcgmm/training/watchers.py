@@ -9,7 +9,7 @@ from typing import Any
 
 from numpy.random import RandomState
 from torch import nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from skdcgmm import files
 from skdcgmm.model.stack import BaseStack

@@ -203,7 +203,8 @@ def n_inside(windows: Windows, positions: Size) -> float:
 
 def no_ends(n_channels: int) -> Tensor:
     """Ends of channels, (2, C, 1, 1), whose values have none: infinite."""
-    return torch.tensor([-math.inf, math.inf])[:, None, None, None].repeat(1, n_channels, 1, 1)
+    ends = torch.tensor([-math.inf, math.inf], device="cpu")
+    return ends[:, None, None, None].repeat(1, n_channels, 1, 1)
 
 
 def find_ends(x: Tensor) -> Tensor:

@@ -347,7 +347,8 @@ class Gaussian(Pixels):
     def arrays(self) -> dict[str, Tensor]:
         """Means and covariances in units of the images."""
         shift, scale = self._by_value(self.shift), self._by_value(self.scale, beyond=1)
-        covariances = (scale / self.root_precisions).square()  # (P, K, D)
+        # Squares of units of the images may be beyond single precision.
+        covariances = (scale.double() / self.root_precisions).square()  # (P, K, D)
         if self.spherical:
             covariances = covariances[..., 0]
         return {"means": self.means * scale + shift, "covariances": covariances}
@@ -360,7 +361,7 @@ class Gaussian(Pixels):
             self.means.copy_((values - shift) / scale)
         else:
             values = values[..., None] if self.spherical else values
-            variances = values / scale.square()  # (P, K, D)
+            variances = (values / scale.double().square()).to(self.means)  # (P, K, D)
             self.set_variances(variances[..., : self.min_variance.shape[2]])
 
     def _by_value(self, units: Tensor, beyond: float = 0.0) -> Tensor:

@@ -273,7 +273,7 @@ class Details(Gaussian):
         self.shift = mean.to(self.means).expand(self.shift.shape).clone()
         self.scale = (variance / INTERNAL_VARIANCE).sqrt().to(self.means).clone()
         if reg_covar is not None:
-            self.set_min_variance(self._by_value(reg_covar / self.scale.square()))
+            self.set_min_variance(self._by_value(reg_covar / self.scale.double().square()))
 
     @property
     def n_parameters(self) -> int:

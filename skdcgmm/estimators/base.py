@@ -26,7 +26,7 @@ from skdcgmm.data import Batch, Data, FloatArray, Images, IntArray
 from skdcgmm.estimators import checks, planning
 from skdcgmm.estimators.checks import Seed
 from skdcgmm.estimators.planning import OBJECTIVES
-from skdcgmm.model import computing, ordinary_tensors, specs
+from skdcgmm.model import computing, ordinary_tensors, patches, specs
 from skdcgmm.model.specs import check_bool, check_choice, check_number
 from skdcgmm.model.stack import BaseStack, Stack
 from skdcgmm.model.tree import Mixtures
@@ -43,7 +43,7 @@ _MIN_EPOCHS = 3
 # Parameters that a training does not depend on.
 _WITHOUT_EFFECT = (
     "checkpoint", "checkpoint_minutes", "contamination", "device", "score_layer",
-    "score_method", "transform_layers", "verbose",
+    "score_method", "transform_layers", "verbose", "window_size", "window_stride",
 )  # fmt: skip
 # What scikit-learn adds to an estimator, other than its parameters and what it has learnt.
 _NOT_SAVED = (
@@ -52,11 +52,13 @@ _NOT_SAVED = (
 )  # fmt: skip
 # Objects that a file may hold besides plain values and arrays.
 _CLASSES: dict[str, type] = {"JointProgress": joint.Progress} | {
+    cls.__name__: cls for cls in (patches.Patches, patches.Resolution, patches.Sums)
+} | {
     cls.__name__: cls
     for cls in (
         specs.ConvGMM, specs.MaxPool, layerwise.Progress, layerwise.LayerProgress,
-        layerwise.ScheduleState, Standing, outliers.Surprise, outliers.Typicality, outliers.Sum,
-        outliers.Density, GaussianMixture,
+        layerwise.ScheduleState, Standing, outliers.Calibrated, outliers.Extremes,
+        outliers.Surprise, outliers.Sum, outliers.Density, GaussianMixture,
     )
 }  # fmt: skip
 
@@ -145,6 +147,31 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
             )
         return self
 
+    def _partial_fit(self, X: Any, sample_weight: Any) -> Self:
+        """Go once over a chunk of images: with a new stack, or with that of the chunks before."""
+        with checks.unchanged_on_failure(self) as keep:
+            self._check_parameters()
+            rng = ranks.of_first(check_random_state(self.random_state))
+            if hasattr(self, "_stack"):
+                if self.objective != self._fitted_objective:
+                    raise ValueError(
+                        f"objective must stay {self._fitted_objective!r} in a stream that has "
+                        f"begun with it; got {self.objective!r}. Set it back, or call fit."
+                    )
+                images = self._check_fitted_images(X)
+                self._check_whole(images, "training")
+                data = checks.check_weights(sample_weight, images)
+                planning.check_n_clusters(self.n_clusters, self._stack.top.n_components)
+                stack, progress = copy.deepcopy(self._stack_in_place()), self._progress
+            else:
+                shape = checks.check_image_shape(self.image_shape)
+                images = checks.check_images(self, X, shape, reset=True, min_samples=2)
+                data = checks.check_weights(sample_weight, images)
+                stack, progress = self._start(data, rng)
+            self._train(stack, progress, data, rng, keep, Checkpoint(rng=rng))
+            self._set_labels(images)
+        return self
+
     def _check_parameters(self) -> None:
         check_choice("objective", self.objective, tuple(OBJECTIVES))
         check_choice("pixels", self.pixels, PIXELS)
@@ -230,6 +257,8 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
         chunk = shown is None
         defaults = planning.defaults_of(stack)
         batch_size, fraction = self._batch_size(), None if chunk else self._share_held_out(data)
+        if self.batch_size is None:
+            batch_size = min(batch_size, planning.largest_step(stack))
         epochs = data.epochs(rng, batch_size, fraction, stack.like, ranks.total)
         n_usual = defaults.steps_for(ranks.total(len(data)))
         usual = max(_MIN_EPOCHS, round(n_usual / epochs.n_batches))
@@ -361,15 +390,19 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
             yield stack()
 
     def _map(
-        self, images: Images, function: Callable[[Any, Tensor], Tensor], n_held: int = 1
+        self,
+        images: Images,
+        function: Callable[[Any, Tensor], Tensor],
+        n_held: int = 1,
+        more: int = 0,
     ) -> NDArray[Any]:
         """Map a function of the fitted mixtures and of image tensors over images.
 
-        Memory holds the numbers of `n_held` passes up the stack at a time.
+        Memory holds the numbers of `n_held` passes up the stack at a time, or `more` for an image.
         """
         try:
             with self._mixtures() as mixtures:
-                n_numbers = n_held * mixtures.numbers_per_image
+                n_numbers = max(more, n_held * mixtures.numbers_per_image)
                 return images.map(lambda x: function(mixtures, x), self._stack.like, n_numbers)
         except FloatingPointError as error:
             raise ValueError(

@@ -1,6 +1,5 @@
 """`DCGMMEstimator`: the stack as a scikit-learn clusterer, transformer and density."""
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -11,7 +10,7 @@ import torch
 from numpy.random import RandomState
 from numpy.typing import NDArray
 from sklearn.base import ClusterMixin, TransformerMixin
-from sklearn.utils import Tags, check_random_state
+from sklearn.utils import Tags
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 from torch import Tensor
 from torch.nn import functional
@@ -28,7 +27,6 @@ from skdcgmm.model.specs import check_number
 from skdcgmm.model.stack import BaseStack
 from skdcgmm.model.tree import Mixtures
 from skdcgmm.training import ranks
-from skdcgmm.training.watchers import Checkpoint
 
 # Top components up to which they are merged into a tree of clusters unless fewer are asked for.
 _MAX_MERGED = 1000
@@ -287,28 +285,7 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
         -------
         self
         """
-        with checks.unchanged_on_failure(self) as keep:
-            self._check_parameters()
-            rng = ranks.of_first(check_random_state(self.random_state))
-            if hasattr(self, "_stack"):
-                if self.objective != self._fitted_objective:
-                    raise ValueError(
-                        f"objective must stay {self._fitted_objective!r} in a stream that has "
-                        f"begun with it; got {self.objective!r}. Set it back, or call fit."
-                    )
-                images = self._check_fitted_images(X)
-                self._check_whole(images, "training")
-                data = checks.check_weights(sample_weight, images)
-                check_n_clusters(self.n_clusters, self._stack.top.n_components)
-                stack, progress = copy.deepcopy(self._stack_in_place()), self._progress
-            else:
-                shape = checks.check_image_shape(self.image_shape)
-                images = checks.check_images(self, X, shape, reset=True, min_samples=2)
-                data = checks.check_weights(sample_weight, images)
-                stack, progress = self._start(data, rng)
-            self._train(stack, progress, data, rng, keep, Checkpoint(rng=rng))
-            self._set_labels(images)
-        return self
+        return self._partial_fit(X, sample_weight)
 
     def reset_annealing(self, fraction: float = 1.0) -> Self:
         """Open the schedules of training again, so that `partial_fit` can learn new images.

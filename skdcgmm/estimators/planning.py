@@ -24,6 +24,11 @@ OBJECTIVES = {"joint": joint.JOINT, "layerwise": layerwise.LAYERWISE}
 _N_STARTS = 256
 # Number of rows of plain features, of which a start sees more.
 _N_ROWS = 2000
+# Share of the memory of a prediction that a training step may fill with the numbers of one pass up
+# the stack: it holds those of the way down, too.
+_STEP_SHARE = 0.5
+# Images of the smallest step that is chosen.
+_LEAST_STEP = 4
 
 
 def defaults_of(stack: BaseStack) -> Defaults:
@@ -31,6 +36,16 @@ def defaults_of(stack: BaseStack) -> Defaults:
     if stack.pyramid is not None:
         return joint.PYRAMID
     return OBJECTIVES["joint" if stack.tiling else "layerwise"]
+
+
+def largest_step(stack: BaseStack) -> int:
+    """Number of images whose training step fills a bounded memory.
+
+    Of smaller steps, as many are taken: their gradients are the same in expectation.
+    """
+    with computing(stack.like.device), torch.no_grad():
+        n_numbers = stack().numbers_per_image
+    return max(_LEAST_STEP, int(_STEP_SHARE * Images.batch_size(n_numbers)))
 
 
 def is_auto(estimator: Any) -> bool:

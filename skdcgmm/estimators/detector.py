@@ -1,8 +1,9 @@
 """`DCGMMOutlierDetector`: the stack as a scikit-learn outlier detector."""
 
+import copy
 import math
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn, Self, cast
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -397,8 +398,8 @@ class DCGMMOutlierDetector(NamedLayers, OutlierMixin, BaseDCGMM):
         """Go on learning the windows of the images that are not held out."""
         if data.shape[1:] == (1, 1):
             return
-        # Of its own: processes draw different numbers.
-        draws = check_random_state(rng.randint(np.iinfo(np.int32).max))
+        # Of its own, since processes draw different numbers.
+        draws = copy.deepcopy(rng)
         generator = make_generator(draws)
         n_kept = len(data) - (0 if held_out is None else len(held_out))
         kept = None if held_out is None else np.setdiff1d(np.arange(len(data)), held_out)
@@ -452,12 +453,12 @@ class DCGMMOutlierDetector(NamedLayers, OutlierMixin, BaseDCGMM):
         self._calibrated: Calibrated | None = None
         if self._sees_windows:
             windows = ranks.together(self._measure(images, windows=True))
+            check_no_overflow(windows)
             self._extremes = Extremes().fit(windows)
         if self._method in _CALIBRATED:
             of_windows, of_whole = self._parts_of_score()
             rows = ranks.together(self._measure(images, windows=of_windows, whole=of_whole))
-            if np.isinf(rows).any():
-                refuse_overflow()
+            check_no_overflow(rows)
             n_layers = len(self._stack.names) if of_whole else 0
             n_windows = windows.shape[1] if of_windows else 0
             self._calibrated = Calibrated(n_windows, n_layers).fit(rows, rng)
@@ -469,8 +470,7 @@ class DCGMMOutlierDetector(NamedLayers, OutlierMixin, BaseDCGMM):
                     scores[new] = folded.score(rows[new])
         else:
             scores = ranks.together(self._score(images, self._method, self._layer))
-        if not np.isfinite(scores).all():
-            refuse_overflow()
+        check_no_overflow(scores)
         self._usual = scores
         self._usual_weight = None if images.weight is None else ranks.together(images.weight)
 
@@ -544,9 +544,10 @@ def _draw(data: Data, kept: IntArray | None, n_images: int, rng: RandomState) ->
     return data.take(rng.choice(kept, min(n_images, len(kept)), replace=False, p=weight))
 
 
-def refuse_overflow() -> NoReturn:
-    """Raise an error: images have no finite scores that tell how normal ones score."""
-    raise ValueError(
-        "X has images with values so far from those of fit that their densities overflow, "
-        "which tell nothing of how normal ones score. Leave them out."
-    )
+def check_no_overflow(values: FloatArray) -> None:
+    """Raise an error if images have no finite values that tell how normal ones score."""
+    if np.isinf(values).any():
+        raise ValueError(
+            "X has images with values so far from those of fit that their densities overflow, "
+            "which tell nothing of how normal ones score. Leave them out."
+        )

@@ -91,6 +91,8 @@ class MaxPool(BaseEstimator):
 
 # Top components for each class.
 _A_CLASS = 4
+# Positions that have mixtures of their own at most, where layers are chosen.
+_MOST_POSITIONS = 1024
 
 NamedSpecs = list[tuple[str, ConvGMM | MaxPool]]
 
@@ -298,7 +300,8 @@ def auto(
     Tiles of four pixels, or in a pyramid a little more, then windows of two by two until few are
     left, then the top. The wider a window, the more there is to tell apart: the upper layers have
     the more components. Fewer where they would see less than 15 images on average, but as many as
-    there are images up to 60: few images are all that there is to know. The top has at least as
+    there are images up to 60: few images are all that there is to know. Tiles of very large images,
+    more than 1024, share their components, and so do windows above. The top has at least as
     many as clusters are asked for, or some for each class; a flat mixture just as many as clusters.
     """
     size: Size = image_shape[1:]
@@ -311,14 +314,20 @@ def auto(
         return name_layers([ConvGMM(n_flat)])
     if pyramid:
         tile = (_even_tile(size[0]), _even_tile(size[1]))
-    layers = [ConvGMM(min(100, most), tile, shared=False)]
     size = grid_size(size, tile, tile)
+    layers = [ConvGMM(min(100, most), tile, shared=_shares(size, pyramid=pyramid))]
     while max(size) > 2:
         kernel = (min(2, size[0]), min(2, size[1]))
         size = grid_size(size, kernel, kernel)
         n_parts = 100 if max(size) > 2 else 200
-        layers.append(ConvGMM(min(n_parts, most), kernel, shared=False))
+        shared = _shares(size, pyramid=pyramid)
+        layers.append(ConvGMM(min(n_parts, most), kernel, shared=shared))
     return name_layers([*layers, ConvGMM(max(min(400, most), least, n_clusters or 1))])
+
+
+def _shares(grid: Size, *, pyramid: bool) -> bool:
+    """Whether positions are so many that mixtures of their own would be of large images alone."""
+    return not pyramid and math.prod(grid) > _MOST_POSITIONS
 
 
 def _even_tile(side: int) -> int:

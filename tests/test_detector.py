@@ -12,7 +12,7 @@ from sklearn.preprocessing import MinMaxScaler
 from torch.utils.data import DataLoader
 
 from skdcgmm import ConvGMM, DCGMMEstimator, DCGMMOutlierDetector
-from skdcgmm.analysis.outliers import Extremes, Surprise, views, weighted_quantile
+from skdcgmm.analysis.outliers import Surprise, views
 from skdcgmm.model.tree import SHORTFALL
 
 METHODS = ["both", "windows", "surprise", "density", "layer"]

@@ -87,12 +87,6 @@ class DCGMMOutlierDetector(NamedLayers, OutlierMixin, BaseDCGMM):
         - "density", "layer": as for `DCGMMEstimator`.
         - "auto": "both" if the stack is one density of several layers, "density" if it is a flat
           mixture, "layer" if it is layer-wise.
-    window_size : int or (int, int), default=None
-        Height and width of the windows that are looked at. None: 6, or the side of the images.
-    window_stride : int or (int, int), default=None
-        Step between windows in full resolution; half of it, rounded up, in the next, and so on.
-        None: 1, on images of 28 pixels and more 2, of 42 and more 3. A smaller one sees more
-        sharply and takes longer.
     score_layer, reg_covar, max_epochs, batch_size, learning_rate, tol, n_iter_no_change
         As for `DCGMMEstimator`.
     validation_fraction : float or None, default="auto"
@@ -107,6 +101,12 @@ class DCGMMOutlierDetector(NamedLayers, OutlierMixin, BaseDCGMM):
         Share of the images held out that `predict` calls outliers, in (0, 0.5], and so about that
         of new images; of the training images if none are held out. It may be changed after `fit`,
         and the next `predict` uses it.
+    window_size : int or (int, int), default=None
+        Height and width of the windows that are looked at. None: 6, or the side of the images.
+    window_stride : int or (int, int), default=None
+        Step between windows in full resolution; half of it, rounded up, in the next, and so on.
+        None: 1, on images of 28 pixels and more 2, of 42 and more 3. A smaller one sees more
+        sharply and takes longer.
 
     Attributes
     ----------

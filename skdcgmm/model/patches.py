@@ -99,12 +99,14 @@ class GaussianMixture(NamedTuple):
 
 
 def resolutions(x: Tensor, kernel: Size) -> Iterator[Tensor]:
-    """Images (N, C, H, W), and their halves in size for as long as a window fits in."""
-    while x.shape[2] >= kernel[0] and x.shape[3] >= kernel[1]:
-        yield x
-        if min(x.shape[2:]) < 2:
-            return
+    """Images (N, C, H, W), and their halves in size while two windows fit side by side.
+
+    What larger windows would see is the whole, of which they could not say where it is abnormal.
+    """
+    yield x
+    while x.shape[2] >= 4 * kernel[0] and x.shape[3] >= 4 * kernel[1]:
         x = functional.avg_pool2d(x, 2)  # (N, C, H // 2, W // 2)
+        yield x
 
 
 def offsets(side: int, kernel: int, stride: int) -> Tensor:

@@ -27,9 +27,10 @@ TABLES = {
 }
 COSTS = ["fit_s", "score_s", "peak_gib"]
 # What the plots show, and on which scale.
-PLOTS = {"outliers": ("auc", "linear"), "inspection": ("auc", "linear"), "clustering": ("nmi", "linear"),
-         "sampling": ("frechet", "log"), "density": ("test_nats", "linear"),
-         "imputation": ("mse", "linear"), "classification": ("accuracy", "linear")}  # fmt: skip
+PLOTS = {"outliers": ("auc", "linear"), "inspection": ("auc", "linear"),
+         "clustering": ("nmi", "linear"), "sampling": ("frechet", "log"),
+         "density": ("test_nats", "linear"), "imputation": ("mse", "linear"),
+         "classification": ("accuracy", "linear")}  # fmt: skip
 
 
 def read(path):

@@ -74,21 +74,20 @@ SamplesDisplay(data.X_test[order[:30]], image_shape=data.image_shape, n_columns=
 
 # %%
 # Where is an image abnormal? ``score_map`` says it for each pixel, by the least likely window that
-# sees it, in standard deviations of the least likely windows of normal images: below 0 in every
-# other of these, and below -1 in one of six. Here, two by two pixels are inverted; digits as small as
-# these ask for smaller windows than usual.
-make = {"image_shape": data.image_shape, "window_size": 3, "score_method": "windows"}
+# sees it, in standard deviations of the least likely windows of normal images: half of these have
+# a pixel below 0, one in six has one below -1. Here, two by two pixels are inverted; so small digits
+# ask for smaller windows than usual.
+make = {"image_shape": data.image_shape, "window_size": 4, "score_method": "windows"}
 detector = DCGMMOutlierDetector(random_state=0, max_epochs=1, **make).fit(data.X_train)
 images = data.X_test[:10].reshape(-1, 4, 2, 4, 2).copy()
-rng = np.random.default_rng(0)
-damaged = rng.integers(4, size=(10, 2))
-for image, (row, column) in zip(images, damaged, strict=True):
-    image[row, :, column] = 1 - image[row, :, column]
-images = images.reshape(10, 64)
-display = AnomalyDisplay.from_estimator(detector, images, low=-10)
+damaged = np.zeros(images.shape, dtype=bool)
+for i, (row, column) in enumerate(np.random.default_rng(0).integers(4, size=(10, 2))):
+    damaged[i, row, :, column] = True
+images = np.where(damaged, 1 - images, images).reshape(10, 64)
+display = AnomalyDisplay.from_estimator(detector, images)
 
 # %%
-# The place of the damage has the lowest value of all places of the image in
-places = detector.score_map(images).reshape(10, 4, 2, 4, 2).mean((2, 4)).reshape(10, 16)
-lowest = np.column_stack(np.unravel_index(places.argmin(1), (4, 4)))
-print((lowest == damaged).all(1).sum(), "of 10")
+# The least likely window of the image is one that sees the damage in
+maps = detector.score_map(images)
+lowest = maps == maps.min((1, 2), keepdims=True)
+print((lowest & damaged.reshape(10, 8, 8)).any((1, 2)).sum(), "of 10")

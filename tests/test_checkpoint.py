@@ -316,7 +316,9 @@ def test_an_error_after_the_last_epoch_leaves_what_is_trained(
     """And the checkpoint, from which the same call goes on."""
     cls, owner, function = PASSES[name]
     X, path = digits[0][:300], tmp_path / "fit.checkpoint"
-    parameters = {"max_epochs": 3, "batch_size": 40, "random_state": 0, **STACK}
+    parameters = {
+        "max_epochs": 3, "batch_size": 40, "random_state": 0, "validation_fraction": None, **STACK
+    }  # fmt: skip
     undisturbed = cls(**parameters).fit(X)
     est = cls(checkpoint=path, checkpoint_minutes=0, **parameters).fit(X[:200])  # an earlier fit
 

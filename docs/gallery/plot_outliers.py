@@ -75,8 +75,8 @@ SamplesDisplay(data.X_test[order[:30]], image_shape=data.image_shape, n_columns=
 # %%
 # Where is an image abnormal? ``score_map`` says it for each pixel, by the least likely window that
 # sees it, in standard deviations of the least likely windows of normal images: half of these have
-# a pixel below 0, one in six has one below -1. Here, two by two pixels are inverted; so small digits
-# ask for smaller windows than usual.
+# a pixel below 0, one in six has one below -1. Here, two by two pixels are inverted. Digits of
+# eight by eight pixels ask for smaller windows than usual.
 make = {"image_shape": data.image_shape, "window_size": 4, "score_method": "windows"}
 detector = DCGMMOutlierDetector(random_state=0, max_epochs=1, **make).fit(data.X_train)
 images = data.X_test[:10].reshape(-1, 4, 2, 4, 2).copy()

@@ -147,31 +147,6 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
             )
         return self
 
-    def _partial_fit(self, X: Any, sample_weight: Any) -> Self:
-        """Go once over a chunk of images: with a new stack, or with that of the chunks before."""
-        with checks.unchanged_on_failure(self) as keep:
-            self._check_parameters()
-            rng = ranks.of_first(check_random_state(self.random_state))
-            if hasattr(self, "_stack"):
-                if self.objective != self._fitted_objective:
-                    raise ValueError(
-                        f"objective must stay {self._fitted_objective!r} in a stream that has "
-                        f"begun with it; got {self.objective!r}. Set it back, or call fit."
-                    )
-                images = self._check_fitted_images(X)
-                self._check_whole(images, "training")
-                data = checks.check_weights(sample_weight, images)
-                planning.check_n_clusters(self.n_clusters, self._stack.top.n_components)
-                stack, progress = copy.deepcopy(self._stack_in_place()), self._progress
-            else:
-                shape = checks.check_image_shape(self.image_shape)
-                images = checks.check_images(self, X, shape, reset=True, min_samples=2)
-                data = checks.check_weights(sample_weight, images)
-                stack, progress = self._start(data, rng)
-            self._train(stack, progress, data, rng, keep, Checkpoint(rng=rng))
-            self._set_labels(images)
-        return self
-
     def _check_parameters(self) -> None:
         check_choice("objective", self.objective, tuple(OBJECTIVES))
         check_choice("pixels", self.pixels, PIXELS)
@@ -345,6 +320,44 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
 
     def _set_labels(self, images: Images | None) -> None:
         """Set what is known of all images, if they are in an array."""
+
+    def _partial_fit(self, X: Any, sample_weight: Any) -> Self:
+        """Go once over a chunk of images: with a new stack, or with that of the chunks before."""
+        with checks.unchanged_on_failure(self) as keep:
+            self._check_parameters()
+            rng = ranks.of_first(check_random_state(self.random_state))
+            if hasattr(self, "_stack"):
+                if self.objective != self._fitted_objective:
+                    raise ValueError(
+                        f"objective must stay {self._fitted_objective!r} in a stream that has "
+                        f"begun with it; got {self.objective!r}. Set it back, or call fit."
+                    )
+                images = self._check_fitted_images(X)
+                self._check_whole(images, "training")
+                data = checks.check_weights(sample_weight, images)
+                planning.check_n_clusters(self.n_clusters, self._stack.top.n_components)
+                stack, progress = copy.deepcopy(self._stack_in_place()), self._progress
+            else:
+                shape = checks.check_image_shape(self.image_shape)
+                images = checks.check_images(self, X, shape, reset=True, min_samples=2)
+                data = checks.check_weights(sample_weight, images)
+                stack, progress = self._start(data, rng)
+            self._train(stack, progress, data, rng, keep, Checkpoint(rng=rng))
+            self._set_labels(images)
+        return self
+
+    def _reset_annealing(self, fraction: float) -> Self:
+        """Take the schedules of training back by a fraction."""
+        check_is_fitted(self)
+        check_number("fraction", fraction, low=0, high=1, closed_high=True)
+        defaults = planning.defaults_of(self._stack)
+        training = defaults.objective(
+            self._stack, defaults.n_steps, self.learning_rate or defaults.learning_rate,
+            self._progress,
+        )  # fmt: skip
+        training.reopen(fraction)
+        self._progress = training.progress
+        return self
 
     # --- prediction -----------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from skdcgmm.estimators import checks
 from skdcgmm.estimators.attributes import NamedLayers
 from skdcgmm.estimators.checks import Seed
 from skdcgmm.estimators.generative import GenerativeDCGMM, rows_of
-from skdcgmm.estimators.planning import check_n_clusters, defaults_of
+from skdcgmm.estimators.planning import check_n_clusters
 from skdcgmm.model.specs import check_number
 from skdcgmm.model.stack import BaseStack
 from skdcgmm.model.tree import Mixtures
@@ -308,16 +308,7 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
         B. Pfülb, A. Gepperth: Overcoming Catastrophic Forgetting with Gaussian Mixture Replay.
         IJCNN 2021. arXiv:2104.09220.
         """
-        check_is_fitted(self)
-        check_number("fraction", fraction, low=0, high=1, closed_high=True)
-        defaults = defaults_of(self._stack)
-        training = defaults.objective(
-            self._stack, defaults.n_steps, self.learning_rate or defaults.learning_rate,
-            self._progress,
-        )  # fmt: skip
-        training.reopen(fraction)
-        self._progress = training.progress
-        return self
+        return self._reset_annealing(fraction)
 
     @property
     def clusters_(self) -> IntArray:

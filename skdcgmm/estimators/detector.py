@@ -186,6 +186,22 @@ class DCGMMOutlierDetector(NamedLayers, OutlierMixin, BaseDCGMM):
         """
         return self._partial_fit(X, sample_weight)
 
+    def reset_annealing(self, fraction: float = 1.0) -> Self:
+        """Open the schedules of the stack's training again, so that chunks can change it.
+
+        As `DCGMMEstimator.reset_annealing`.
+
+        Parameters
+        ----------
+        fraction : float, default=1.0
+            Share of the schedule that is gone through again: 1 is all of it, 0 none.
+
+        Returns
+        -------
+        self
+        """
+        return self._reset_annealing(fraction)
+
     def fit_predict(self, X: Any, y: Any = None, **kwargs: Any) -> NDArray[Any]:
         """Train the stack, and say whether each image is an outlier.
 

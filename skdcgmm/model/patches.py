@@ -25,8 +25,6 @@ _FLOOR = 0.01
 N_WINDOWS, _N_MEANS, _DECAY = 5000, 5, 0.7
 # Positions along a side from which windows need not lie at every offset.
 _DENSE = 14
-# Values of a window up to which squares are expanded.
-_EXPANDED = 64
 _LOG_2_PI = math.log(2 * math.pi)
 
 
@@ -88,29 +86,12 @@ class GaussianMixture(NamedTuple):
 
     def scores(self, v: Tensor) -> Tensor:
         """Log of weight times density of each component, (N, K), of values (N, D)."""
-        if v.shape[1] <= _EXPANDED:
-            return self.expanded_scores(v)
         volume = self.whitening.diagonal(dim1=1, dim2=2).log().sum(1)  # (K,)
         constant = self.log_weights + volume - 0.5 * v.shape[1] * _LOG_2_PI  # (K,)
         squares = v.new_empty(len(v), len(constant))  # (N, K)
         for k, (mean, whitening) in enumerate(zip(self.means, self.whitening, strict=True)):
             squares[:, k] = ((v - mean) @ whitening.T).square().sum(1)
         return constant - 0.5 * squares
-
-    def expanded_scores(self, v: Tensor) -> Tensor:
-        """The same, as one product with the values and their products; faster for few of them."""
-        whitening, means = self.whitening.double(), self.means.double()
-        precisions = whitening.mT @ whitening  # (K, D, D)
-        linear = (precisions @ means[..., None])[..., 0]  # (K, D)
-        volume = whitening.diagonal(dim1=1, dim2=2).log().sum(1)  # (K,)
-        constant = self.log_weights + volume - 0.5 * v.shape[1] * _LOG_2_PI  # (K,)
-        constant = constant - 0.5 * (linear * means).sum(1)  # (K,)
-        one, other = torch.triu_indices(v.shape[1], v.shape[1], device=v.device)
-        # Products off the diagonal stand for two.
-        pairs = -torch.where(one == other, 0.5, 1.0) * precisions[:, one, other]  # (K, E)
-        products = v[:, one] * v[:, other]  # (N, E)
-        scores = torch.addmm(constant.to(v), v, linear.to(v).T)  # (N, K)
-        return torch.addmm(scores, products, pairs.to(v).T)
 
     def log_prob(self, v: Tensor) -> Tensor:
         """Log density of values (N, D), (N,)."""
@@ -268,9 +249,7 @@ class Patches(NamedTuple):
         n_windows = math.prod(
             -(-side // stride) for side, stride in zip((height, width), self.stride, strict=True)
         )
-        n_values = channels * math.prod(self.kernel)
-        n_products = n_values**2 if n_values <= _EXPANDED else 4 * n_values
-        return n_windows * (3 * n_values + n_products + 2 * N_COMPONENTS)
+        return n_windows * (5 * channels * math.prod(self.kernel) + 2 * N_COMPONENTS)
 
     def log_prob(self, x: Tensor) -> list[Tensor]:
         """Log density of the windows of images (N, C, H, W), for each resolution (N, R, Q).

@@ -264,7 +264,7 @@ def test_grid_search_by_roc_auc(digits):
     detector = DCGMMOutlierDetector(image_shape=(8, 8), max_epochs=5, random_state=0)
     search = GridSearchCV(
         make_pipeline(MinMaxScaler(), detector),
-        {"dcgmmoutlierdetector__score_method": ["surprise", "density"]},
+        {"dcgmmoutlierdetector__score_method": ["both", "windows"]},
         scoring="roc_auc", cv=PredefinedSplit(fold), error_score="raise",
     ).fit(X, labels)  # fmt: skip
     assert search.best_score_ > 0.6

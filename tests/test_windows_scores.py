@@ -267,6 +267,20 @@ def test_images_without_weight_do_not_count(good):
     assert (half.predict(good) == -1).mean() == pytest.approx(0.2, abs=0.1)
 
 
+def test_both_scores_add_up(digits):
+    """The whole counts by how far images are told from their views, here digits: by nearly all."""
+    est = detector(image_shape=(8, 8), layers=[ConvGMM(20, 4, shared=False), ConvGMM(20)],
+                   window_size=3, max_epochs=20)  # fmt: skip
+    X = digits[0]
+    est.fit(X)
+    whole = est.calibrate(X, "surprise").score_samples(X)
+    both = est.calibrate(X, "both").score_samples(X)
+    windows = est.calibrate(X, "windows").score_samples(X)
+    share = (both - windows) / (whole / whole.std())
+    assert 1 < np.median(share) < 2 + 1e-5
+    np.testing.assert_allclose(share, np.median(share), rtol=0.05)
+
+
 def test_weighted_quantiles():
     values, weight = np.array([3.0, 1.0, 2.0, 4.0]), np.array([1.0, 2.0, 1.0, 0.0])
     assert weighted_quantile(values, None, 0.5) == 2.5

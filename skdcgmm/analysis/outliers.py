@@ -27,6 +27,8 @@ _TINY = np.finfo(np.float64).tiny
 _LOW, _LOW_SD = 0.1, 1.2816
 # Least spread of log densities of windows, in nats.
 _LEAST_SPREAD = 1e-3
+# Standard deviations of the whole beside one of the windows.
+_WHOLE = 2.0
 
 
 def views(x: Tensor) -> list[Tensor]:
@@ -229,8 +231,8 @@ class Surprise:
 class Calibrated:
     """A score of windows, of the whole, or of both, that has learnt how normal images score.
 
-    Both: the score of the windows, and that of the whole, weighted by how far images have a right
-    way round that the stack knows (`Surprise.upright`).
+    Both: the score of the windows, and twice that of the whole in standard deviations, weighted by
+    how far images have a right way round that the stack knows (`Surprise.upright`).
 
     Parameters
     ----------
@@ -252,7 +254,10 @@ class Calibrated:
             whole = rows[:, self.n_windows :]
             self._surprise = Surprise(self.n_layers).fit(whole, rng)
             if self.n_windows:
-                self._weight = self._surprise.upright(whole)
+                scores = self._surprise.score(whole)
+                spread = float(scores[np.isfinite(scores)].std())
+                upright = self._surprise.upright(whole)
+                self._weight = _WHOLE * upright / spread if spread > 0 else 0.0
         return self
 
     def score(self, rows: FloatArray) -> FloatArray:

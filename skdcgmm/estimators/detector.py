@@ -71,10 +71,10 @@ class DCGMMOutlierDetector(NamedLayers, OutlierMixin, BaseDCGMM):
     score_method : str, default="auto"
         What `score_samples` returns.
 
-        - "both": the score "windows", plus the score "surprise" times how far the images held out
-          are told from their turned views: by 1 where all are likelier than these, as digits and
-          clothes are, by 0 where half are or fewer, as of boards, textures and parts that lie
-          anyhow.
+        - "both": the score "windows", plus twice the score "surprise" in its standard deviations,
+          times how far the images held out are told from their turned views: by 1 where all are
+          likelier than these, as digits and clothes are, by 0 where half are or fewer, as of
+          boards, textures and parts that lie anyhow.
         - "windows": the lowest value of `score_map`, but no more than nine of ten normal images
           have; less, if the windows in full resolution have on average a higher log density than
           in normal images with as low a value, by how many standard deviations. So an image is

@@ -10,6 +10,7 @@ from sklearn.metrics import roc_auc_score
 
 from skdcgmm import ConvGMM, DCGMMOutlierDetector
 from skdcgmm.analysis.outliers import Extremes, weighted_quantile
+from skdcgmm.estimators import planning
 from skdcgmm.model.patches import (
     GaussianMixture,
     Patches,
@@ -304,3 +305,18 @@ def test_the_same_stays_the_same(fitted, good):
     np.testing.assert_array_equal(other.score_map(good[:5]), fitted.score_map(good[:5]))
     alone = np.concatenate([fitted.score_samples(x[None]) for x in good[:5]])
     np.testing.assert_allclose(alone, fitted.score_samples(good[:5]), atol=1e-2)
+
+
+def test_steps_and_parameters_of_large_images_are_bounded():
+    sides = (28, 64, 256)
+    stacks = [
+        planning.build(DCGMMOutlierDetector(), (1, side, side), 5000, device="meta")
+        for side in sides
+    ]
+    assert [stack.layers[0].spec.shared for stack in stacks] == [False, False, True]
+    assert stacks[2].n_parameters < 5 * stacks[1].n_parameters
+    steps = [
+        planning.largest_step(planning.build(DCGMMOutlierDetector(), (1, side, side), 5000))
+        for side in sides[:2]
+    ]
+    assert steps[0] > 250 > steps[1] > 50

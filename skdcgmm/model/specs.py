@@ -92,7 +92,7 @@ class MaxPool(BaseEstimator):
 # Top components for each class.
 _A_CLASS = 4
 # Positions that have mixtures of their own at most, where layers are chosen.
-_MOST_POSITIONS = 1024
+_MOST_POSITIONS = 256
 
 NamedSpecs = list[tuple[str, ConvGMM | MaxPool]]
 
@@ -301,7 +301,7 @@ def auto(
     left, then the top. The wider a window, the more there is to tell apart: the upper layers have
     the more components. Fewer where they would see less than 15 images on average, but as many as
     there are images up to 60: few images are all that there is to know. Tiles of very large images,
-    more than 1024, share their components, and so do windows above. The top has at least as
+    more than 256, share their components, and so do windows above. The top has at least as
     many as clusters are asked for, or some for each class; a flat mixture just as many as clusters.
     """
     size: Size = image_shape[1:]

@@ -6,7 +6,7 @@ from sklearn.metrics import roc_auc_score
 
 from benchmarks import models
 
-METHODS = ("surprise", "typicality", "density", "layer")
+METHODS = ("both", "windows", "surprise", "density", "layer")
 MODELS = models.OUTLIERS
 
 

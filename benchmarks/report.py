@@ -10,6 +10,7 @@ import numpy as np
 # the figures.
 TABLES = {
     "outliers": (["method"], "left_out", ["auc"]),
+    "inspection": ([], None, ["auc", "called", "pixel_auc", "pixel_auc_by_image"]),
     "clustering": (
         ["n_clusters"],
         None,
@@ -26,9 +27,10 @@ TABLES = {
 }
 COSTS = ["fit_s", "score_s", "peak_gib"]
 # What the plots show, and on which scale.
-PLOTS = {"outliers": ("auc", "linear"), "clustering": ("nmi", "linear"),
-         "sampling": ("frechet", "log"), "density": ("test_nats", "linear"),
-         "imputation": ("mse", "linear"), "classification": ("accuracy", "linear")}  # fmt: skip
+PLOTS = {"outliers": ("auc", "linear"), "inspection": ("auc", "linear"),
+         "clustering": ("nmi", "linear"), "sampling": ("frechet", "log"),
+         "density": ("test_nats", "linear"), "imputation": ("mse", "linear"),
+         "classification": ("accuracy", "linear")}  # fmt: skip
 
 
 def read(path):

@@ -21,7 +21,16 @@ from pathlib import Path
 from benchmarks import report
 from skdcgmm.datasets import load_images
 
-NAMES = ["outliers", "clustering", "sampling", "density", "imputation", "classification"]
+NAMES = [
+    "outliers",
+    "inspection",
+    "clustering",
+    "sampling",
+    "density",
+    "imputation",
+    "classification",
+]
+DATA = ["mnist", "fashion_mnist"]
 FOLDER = Path(__file__).parent.parent / "docs" / "benchmarks"
 # What --quick trains and scores.
 QUICK_MODELS = {"DCGMM", "GaussianMixture diag 49", "GaussianMixture diag", "KMeans",
@@ -34,7 +43,7 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("name", choices=[*NAMES, "all", "report"])
-    parser.add_argument("--data", nargs="+", default=["mnist", "fashion_mnist"])
+    parser.add_argument("--data", nargs="+", help="sets; else those of the benchmark")
     parser.add_argument("--data-home")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--models", nargs="+", help="some of the models, by name")
@@ -43,7 +52,7 @@ def main():
     options = parser.parse_args()
     if options.quick:
         options.output = options.output / "quick"
-        options.data, options.seeds = options.data[:1], options.seeds[:1]
+        options.seeds = options.seeds[:1]
     options.output.mkdir(parents=True, exist_ok=True)
     for name in NAMES if options.name == "all" else [options.name]:
         if name != "report":
@@ -56,7 +65,8 @@ def run(name, options):
     benchmark = import_module(f"benchmarks.{name}")
     path = options.output / f"{name}.jsonl"
     done = report.read(path)
-    for data in options.data:
+    of_benchmark = options.data or getattr(benchmark, "DATA", DATA)
+    for data in of_benchmark[:1] if options.quick else of_benchmark:
         for seed in options.seeds:
             for task in benchmark.tasks(options.quick):
                 for model in chosen_models(benchmark, options):
@@ -88,14 +98,16 @@ def models_of(name):
 def measure(name, key, options):
     """The rows of one model in one task, as dictionaries."""
     task = dict(key)
-    data = load_images(task.pop("data"), data_home=options.data_home)
+    benchmark = import_module(f"benchmarks.{name}")
+    read = getattr(benchmark, "read", load_images)
+    data = read(task.pop("data"), data_home=options.data_home)
     fit_parameters = {}
     if options.quick:
-        data.X_train, data.y_train = data.X_train[:N_QUICK_TRAIN], data.y_train[:N_QUICK_TRAIN]
-        data.X_test, data.y_test = data.X_test[:N_QUICK_TEST], data.y_test[:N_QUICK_TEST]
+        for key in ("X_train", "y_train", "X_test", "y_test", "mask"):
+            if data.get(key) is not None:
+                data[key] = data[key][: N_QUICK_TRAIN if "train" in key else N_QUICK_TEST]
         if "DCGMM" in task["model"]:
             fit_parameters = {"max_epochs": QUICK_EPOCHS}
-    benchmark = import_module(f"benchmarks.{name}")
     rows = list(
         benchmark.measure(data, task.pop("model"), task.pop("seed"), fit_parameters, **task)
     )

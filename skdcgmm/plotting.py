@@ -16,6 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 from skdcgmm.model.specs import check_number
 
 __all__ = [
+    "AnomalyDisplay",
     "DendrogramDisplay",
     "InpaintingDisplay",
     "PrototypesDisplay",
@@ -28,6 +29,8 @@ Array = NDArray[Any]
 
 # Colour of missing pixels, which no gray is taken for.
 _MISSING = (0.45, 0.6, 0.85)
+# Colour of what is abnormal, and how much of it covers the image at most.
+_ABNORMAL, _COVER = (0.9, 0.1, 0.1), 0.8
 # Of a dendrogram: space of a leaf along the axis, as scipy has it, and height and distance of the
 # pictures below, as shares of the axes.
 _LEAF, _PICTURE_HEIGHT, _GAP = 10, 0.25, 0.03
@@ -294,6 +297,91 @@ class InpaintingDisplay(_ImagesDisplay):
         rows = [X, *(estimator.impute(X, temperature=temperature, **way) for way in ways)]
         display = cls(np.concatenate(rows), image_shape=estimator.image_shape_, n_columns=len(X))
         return display.plot(ax=ax, **kwargs)
+
+
+class AnomalyDisplay:
+    """Images, and below each the same with its abnormal places in red.
+
+    Parameters
+    ----------
+    images : array-like of shape (n_images, n_features) or (n_images, height, width[, channels])
+    maps : array-like of shape (n_images, height, width)
+        Scores of pixels, as of `DCGMMOutlierDetector.score_map`: abnormal if below 0.
+    image_shape : (int, int) or (int, int, int)
+        Height, width and, if there are several, channels.
+
+    Attributes
+    ----------
+    ax_ : matplotlib Axes
+    figure_ : matplotlib Figure
+    """
+
+    def __init__(self, images: ArrayLike, maps: ArrayLike, *, image_shape: tuple[int, ...]) -> None:
+        self.images, self.maps = np.asarray(images, dtype=np.float64), np.asarray(maps)
+        self.image_shape = image_shape
+
+    def plot(
+        self,
+        *,
+        ax: Any = None,
+        low: float = -5.0,
+        vmin: float | None = None,
+        vmax: float | None = None,
+    ) -> Self:
+        """Draw the images and their abnormal places.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            None makes a new figure.
+        low : float, default=-5.0
+            Score, below 0, from which the red is full; at 0 there is none.
+        vmin, vmax : float, default=None
+            As for `plot_images`.
+
+        Returns
+        -------
+        self
+        """
+        check_number("low", low, low=-np.inf, high=0, open_low=True)
+        height, width, channels = (*self.image_shape, 1)[:3]
+        images = self.images.reshape(-1, height, width, channels)
+        if self.maps.shape != images.shape[:3]:
+            raise ValueError(
+                f"maps must have the shape (n_images, height, width) of the images, "
+                f"{images.shape[:3]}; got {self.maps.shape}."
+            )
+        black, white = _limits(images, vmin, vmax)
+        images = np.clip((images - black) / (white - black if white > black else np.inf), 0, 1)
+        shown = np.broadcast_to(images[..., :3], (*images.shape[:3], 3))
+        # Where there is no score there is nothing to show.
+        share = _COVER * np.clip(np.nan_to_num(self.maps) / low, 0, 1)[..., None]
+        marked = (1 - share) * shown + share * np.array(_ABNORMAL)
+        self.ax_ = plot_images(
+            np.concatenate([shown, marked]), image_shape=(height, width, 3),
+            n_columns=len(images), ax=ax, vmin=0, vmax=1,
+        )  # fmt: skip
+        self.figure_ = self.ax_.figure
+        return self
+
+    @classmethod
+    def from_estimator(cls, estimator: Any, X: Any, *, ax: Any = None, **kwargs: Any) -> Self:
+        """Draw where images are abnormal to a fitted detector.
+
+        Parameters
+        ----------
+        estimator : DCGMMOutlierDetector
+        X : array-like or Tensor, as in `fit`
+        ax : matplotlib Axes, default=None
+        **kwargs
+            For `plot`.
+
+        Returns
+        -------
+        AnomalyDisplay
+        """
+        maps = np.asarray(estimator.score_map(X))
+        return cls(X, maps, image_shape=estimator.image_shape_).plot(ax=ax, **kwargs)
 
 
 class TrainingDisplay:

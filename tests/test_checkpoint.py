@@ -12,7 +12,7 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 
 from skdcgmm import ConvGMM, DCGMMClassifier, DCGMMEstimator, DCGMMOutlierDetector, files
-from skdcgmm.estimators import base, clusterer
+from skdcgmm.estimators import clusterer, saving
 from skdcgmm.published.objective import Layerwise
 from skdcgmm.training import watchers
 from skdcgmm.training.joint import Joint
@@ -182,7 +182,7 @@ def test_a_checkpoint_has_the_format_of_saved_estimators(digits, tmp_path, monke
         stop_at(15, Joint, Stop, patch)
         with pytest.raises(Stop):
             estimator(checkpoint=path, checkpoint_minutes=0).fit(X)
-    state = files.read(path, "checkpoint", base._CLASSES)
+    state = files.read(path, "checkpoint", saving.CLASSES)
     assert state["progress"].steps == 15
     assert state["standing"].n_batches == 15 - 12
     assert [row["epoch"] for row in state["standing"].history] == [1]
@@ -237,7 +237,7 @@ def test_a_process_that_is_killed_leaves_a_whole_file(digits, tmp_path):
     time.sleep(0.3)
     process.kill()
     process.join()
-    state = files.read(path, "checkpoint", base._CLASSES)
+    state = files.read(path, "checkpoint", saving.CLASSES)
     assert state["progress"].steps > 0
     # Of another training: its max_epochs differ.
     with pytest.raises(ValueError, match="of another training: its max_epochs is 2000, not 5"):
@@ -316,7 +316,9 @@ def test_an_error_after_the_last_epoch_leaves_what_is_trained(
     """And the checkpoint, from which the same call goes on."""
     cls, owner, function = PASSES[name]
     X, path = digits[0][:300], tmp_path / "fit.checkpoint"
-    parameters = {"max_epochs": 3, "batch_size": 40, "random_state": 0, **STACK}
+    parameters = {
+        "max_epochs": 3, "batch_size": 40, "random_state": 0, "validation_fraction": None, **STACK
+    }  # fmt: skip
     undisturbed = cls(**parameters).fit(X)
     est = cls(checkpoint=path, checkpoint_minutes=0, **parameters).fit(X[:200])  # an earlier fit
 
@@ -335,7 +337,7 @@ def test_an_error_after_the_last_epoch_leaves_what_is_trained(
     for attribute in ("labels_", "children_", "distances_", "offset_"):
         assert not hasattr(est, attribute)
     assert path.exists()
-    state = files.read(path, "checkpoint", base._CLASSES)
+    state = files.read(path, "checkpoint", saving.CLASSES)
     assert state["progress"].steps == 3 * 8
     assert_same(est.fit(X), undisturbed)
     assert not path.exists()

@@ -4,8 +4,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from skdcgmm import ConvGMM, DCGMMClassifier, DCGMMEstimator
+from skdcgmm import ConvGMM, DCGMMClassifier, DCGMMEstimator, DCGMMOutlierDetector
 from skdcgmm.plotting import (
+    AnomalyDisplay,
     DendrogramDisplay,
     InpaintingDisplay,
     PrototypesDisplay,
@@ -108,6 +109,30 @@ def test_inpaintings_are_rows_of_holes_means_and_draws(fitted, digits):
     mean = fitted.impute(X, mask=hidden).clip(0, 1)
     np.testing.assert_allclose(drawn[1], mean, atol=1e-6)
     assert (drawn[2] != drawn[3])[hidden].any()
+
+
+def test_abnormal_places_are_red_and_others_as_they_are(digits):
+    X = digits[0][:4]
+    maps = np.ones((4, 8, 8))
+    maps[1, 2, 3], maps[1, 2, 4], maps[2, 5] = -5, -2.5, np.nan
+    drawn = AnomalyDisplay(X, maps, image_shape=(8, 8)).plot(vmin=0, vmax=1)
+    shown = drawn.ax_.images[0].get_array()  # (19, 37, 3), with frames
+    above, below = shown[1:9], shown[10:18]
+    np.testing.assert_allclose(above[:, 1:9, 0], X[0].reshape(8, 8), atol=1e-6)
+    changed = np.argwhere((above != below).any(2))
+    assert {tuple(place) for place in changed} == {(2, 10 + 3), (2, 10 + 4)}
+    half = 0.6 * above[2, 14] + 0.4 * np.array([0.9, 0.1, 0.1])
+    np.testing.assert_allclose(below[2, 14], half)
+    np.testing.assert_allclose(below[2, 13], 0.2 * above[2, 13] + 0.8 * np.array([0.9, 0.1, 0.1]))
+    with pytest.raises(ValueError, match=r"maps must have the shape .* \(4, 8, 8\); got \(4, 8\)"):
+        AnomalyDisplay(X, maps[:, 0], image_shape=(8, 8)).plot()
+    with pytest.raises(ValueError, match="low must be a number"):
+        drawn.plot(low=1.0)
+    detector = DCGMMOutlierDetector(
+        layers=[ConvGMM(4, 4), ConvGMM(3)], image_shape=(8, 8), max_epochs=1, random_state=0
+    ).fit(digits[0][:200])
+    display = AnomalyDisplay.from_estimator(detector, X)
+    np.testing.assert_array_equal(display.maps, detector.score_map(X))
 
 
 def test_training_is_drawn_by_epoch(fitted):

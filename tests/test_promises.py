@@ -23,6 +23,7 @@ STACK = [ConvGMM(6, 4), ConvGMM(5)]
 ESTIMATORS = {
     "pyramid": DCGMMEstimator(4, **IMAGES),
     "tiles": DCGMMEstimator(4, layers=STACK, **IMAGES),
+    "atoms": DCGMMEstimator(layers=STACK, pixels="atoms", **IMAGES),
     "features": DCGMMEstimator(layers=[ConvGMM(3)], max_epochs=2, random_state=0),
     "layerwise": DCGMMEstimator(
         layers=STACK, objective="layerwise", score_method="layer", **IMAGES
@@ -38,6 +39,7 @@ METHODS = {
     "predict_log_proba": {},
     "transform": {},
     "score_samples": {},
+    "score_map": {},
     "decision_function": {},
     "impute": {"method": "sample"},
     "sample_like": {"random_state": 0},

@@ -116,7 +116,7 @@ def test_an_image_beyond_all_has_the_lowest_score(name):
     np.testing.assert_allclose(np.delete(scores, 1), expected, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("method", ["surprise", "typicality", "density", "layer"])
+@pytest.mark.parametrize("method", ["both", "windows", "surprise", "density", "layer"])
 def test_an_image_beyond_all_is_an_outlier(method):
     est = DCGMMOutlierDetector(score_method=method, layers=STACK, score_layer=0, **IMAGES)
     fit(est, NOISE)

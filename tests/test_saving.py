@@ -35,7 +35,7 @@ ESTIMATORS = {
         3, max_epochs=2, reg_covar=np.float64(0.1), random_state=np.random.RandomState(0)
     ),
     "detector": lambda: DCGMMOutlierDetector(**IMAGES),
-    "typicality detector": lambda: DCGMMOutlierDetector(score_method="typicality", **IMAGES),
+    "windows detector": lambda: DCGMMOutlierDetector(score_method="windows", **IMAGES),
     "flat detector": lambda: DCGMMOutlierDetector(layers=[ConvGMM(4)], **IMAGES),
     "layerwise detector": lambda: DCGMMOutlierDetector(
         objective="layerwise", layers=PARTS, **IMAGES

@@ -1,15 +1,17 @@
-"""Outlier scores that compare how an image scores by layer with how training images did."""
+"""Outlier scores: how an image scores by its windows, and as a whole, beside how normal ones do."""
 
-from typing import Self, cast
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
 from numpy.random import RandomState
+from numpy.typing import NDArray
 from scipy.special import logsumexp
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 from skdcgmm.data import FloatArray
+from skdcgmm.model.patches import Patches
 from skdcgmm.model.tree import MARGINAL, N_STATISTICS, SHORTFALL, Tree
 from skdcgmm.model.windows import images_last
 
@@ -21,10 +23,16 @@ _N_COMPONENTS = 30
 # Added to the variances of whitened statistics.
 _REG_COVAR = 0.01
 _TINY = np.finfo(np.float64).tiny
+# A low quantile of a normal distribution, and how far below the mean it is.
+_LOW, _LOW_SD = 0.1, 1.2816
+# Least spread of log densities of windows, in nats.
+_LEAST_SPREAD = 1e-3
+# Standard deviations of the whole beside one of the windows.
+_WHOLE = 2.0
 
 
 def views(x: Tensor) -> list[Tensor]:
-    """Images, and what they look like mirrored and turned: all symmetries of their frame.
+    """Images, and what they look like turned: all rotations of their frame.
 
     Parameters
     ----------
@@ -33,17 +41,82 @@ def views(x: Tensor) -> list[Tensor]:
     Returns
     -------
     list of Tensor of shape (N, C, H, W)
-        The images themselves first; eight if they are square, else four.
+        The images themselves first; four if they are square, else two.
     """
     x = images_last(x)  # as layers read them, which copies need not be
-    kept = [x, x.flip(2), x.flip(3), x.flip(2, 3)]
-    return kept + [view.mT for view in kept] if x.shape[2] == x.shape[3] else kept
+    turns = range(4) if x.shape[2] == x.shape[3] else (0, 2)
+    return [x.rot90(turn, (2, 3)) for turn in turns]
 
 
-class Typicality:
-    """How usual the statistics of an image are, and whether it is the right way round.
+class Extremes:
+    """How unusual the windows of an image are: its unlikeliest one, and all of them together.
 
-    A sum of terms, each in standard deviations of the training images. They come from what
+    The log density of each window is compared with the lowest of an image, which in half of the
+    normal images is at least 0 and in about a sixth below -1. An image is abnormal if a window of
+    it is unlikely, in whatever resolution; and if its windows are together likelier than those of
+    normal images with as unlikely a window are: where a texture should be is none. That all windows
+    are likelier than in nine of ten normal images makes none more normal.
+    """
+
+    @staticmethod
+    def measure(patches: Patches, x: Tensor) -> Tensor:
+        """Lowest log density in each resolution, and the mean in full resolution, (N, S + 1).
+
+        NaN where the image has no complete window.
+        """
+        of_windows = [values.flatten(1) for values in patches.log_prob(x)]  # each (N, R * Q)
+        lowest = [torch.where(values.isnan(), torch.inf, values).amin(1) for values in of_windows]
+        columns = torch.stack([*lowest, of_windows[0].nanmean(1)], 1)  # (N, S + 1)
+        return torch.where(columns == torch.inf, torch.nan, columns)
+
+    def fit(self, rows: FloatArray) -> Self:
+        """Learn from what `measure` says of normal images."""
+        rows = rows[~np.isnan(rows[:, -1])].astype(np.float64)
+        self._known = len(rows) > 0
+        usual, spread = [], []
+        for lowest in rows[:, :-1].T:
+            seen = lowest[~np.isnan(lowest)]
+            usual.append(np.median(seen) if len(seen) else np.nan)
+            below = (usual[-1] - np.quantile(seen, _LOW)) / _LOW_SD if len(seen) else np.nan
+            spread.append(max(below, _LEAST_SPREAD))
+        self._usual, self._spread = np.array(usual), np.array(spread)
+        if self._known:
+            worst = self.worst(rows)
+            self._highest = float(np.quantile(worst, 1 - _LOW))
+            design = np.column_stack([np.ones(len(rows)), np.minimum(worst, self._highest)])
+            self._line = np.linalg.lstsq(design, rows[:, -1], rcond=None)[0]
+            residuals = rows[:, -1] - design @ self._line
+            self._level_spread = max(float(residuals.std()), _LEAST_SPREAD)
+        return self
+
+    def standardise(self, of_windows: list[Tensor]) -> list[Tensor]:
+        """Log densities of windows, as of `Patches.log_prob`, in the units of the score."""
+        levels = zip(of_windows, self._usual.tolist(), self._spread.tolist(), strict=True)
+        return [(values - usual) / spread for values, usual, spread in levels]
+
+    def worst(self, rows: FloatArray) -> FloatArray:
+        """Lowest of the standardised log densities of an image's windows, (N,)."""
+        return cast("FloatArray", np.nanmin((rows[:, :-1] - self._usual) / self._spread, 1))
+
+    def score(self, rows: FloatArray) -> FloatArray:
+        """Score of each image, (N,); 0 if nothing is known of its windows."""
+        scores = np.zeros(len(rows), rows.dtype)
+        known = ~np.isnan(rows[:, -1]) & self._known
+        if not known.any():
+            return scores
+        rows = rows[known].astype(np.float64)
+        worst = np.minimum(self.worst(rows), self._highest)
+        with np.errstate(invalid="ignore"):
+            above = rows[:, -1] - self._line[0] - self._line[1] * worst
+        level = np.maximum(0, above / self._level_spread)
+        scores[known] = np.where(worst == -np.inf, -np.inf, worst - level)
+        return scores
+
+
+class Surprise:
+    """How usual an image is as a whole, which way round it is, and how well its parts fit.
+
+    A sum of four terms, each in standard deviations of the training images. They come from what
     `measure` says of images and of their views.
 
     Parameters
@@ -65,15 +138,13 @@ class Typicality:
         """Rows of numbers that the score is made of.
 
         Statistics of the images (N, 6 (L - 1) + 1), as by `Tree.statistics`, the log densities of
-        their views (N, V - 1), and what else a score asks of the views.
+        their views (N, V - 1), and how these fall short (N, V - 1).
         """
         own, *others = views(x)
-        log_prob = [tree.scores(view, complete).logsumexp(1) for view in others]  # each (N,)
-        return torch.cat([tree.statistics(own, complete), torch.stack(log_prob, 1)], 1)
-
-    def _terms(self, rows: FloatArray) -> FloatArray:
-        """Terms of each image, (N, terms)."""
-        return np.column_stack([self._typicality(rows), self._orientation(rows)])
+        measured = [tree.shortfalls(view, complete) for view in others]
+        shortfalls, log_prob = zip(*measured, strict=True)
+        columns = [*log_prob, *(of_view.sum(1) for of_view in shortfalls)]  # each (N,)
+        return torch.cat([tree.statistics(own, complete), torch.stack(columns, 1)], 1)
 
     def fit(self, rows: FloatArray, rng: RandomState) -> Self:
         """Learn from what `measure` says of training images."""
@@ -100,9 +171,26 @@ class Typicality:
             scores[finite] = self._typicality(rows) if alike else self._total(self._terms(rows))
         return scores
 
+    def upright(self, rows: FloatArray) -> float:
+        """How far images are told from their views: 1 if all are likelier than these, 0 by chance.
+
+        Of images that lie any way round, the stack can know no parts that belong together.
+        """
+        share = float((self._orientation(rows.astype(np.float64)) > 0).mean())
+        return max(0.0, 2 * share - 1)
+
     @property
     def _n_statistics(self) -> int:
         return N_STATISTICS * (self.n_layers - 1) + 1
+
+    def _terms(self, rows: FloatArray) -> FloatArray:
+        """Terms of each image, (N, 4)."""
+        shortfall = self._by_layer(rows, SHORTFALL).sum(1)  # (N,)
+        more = rows[:, -self._n_views(rows) :].mean(1) - shortfall  # (N,), of the views
+        return np.column_stack([
+            self._typicality(rows), self._orientation(rows), more,
+            self._together(self._gains(rows)),
+        ])  # fmt: skip
 
     def _typicality(self, rows: FloatArray) -> FloatArray:
         """Log density of all that the stack says of an image, under a mixture of training images.
@@ -119,7 +207,10 @@ class Typicality:
 
     def _profile(self, rows: FloatArray) -> FloatArray:
         """All statistics of the images, and the log densities of their views."""
-        return rows
+        return rows[:, : self._n_statistics + self._n_views(rows)]
+
+    def _n_views(self, rows: FloatArray) -> int:
+        return int(rows.shape[1] - self._n_statistics) // 2
 
     def _contrasts(self, rows: FloatArray) -> FloatArray:
         """Log density of images over that of each view, (N, V - 1)."""
@@ -137,33 +228,47 @@ class Typicality:
         return np.diff(np.column_stack([self._by_layer(rows, MARGINAL), whole]), axis=1)
 
 
-class Surprise(Typicality):
-    """How usual an image is, as in `Typicality`, and how well its parts fit together.
+class Calibrated:
+    """A score of windows, of the whole, or of both, that has learnt how normal images score.
 
-    How much less the windows of an image fall short of their best component, given the image's
-    cluster, than those of its views do; and how much likelier the windows of each layer are
-    together, in the windows of the layer above, than alone.
+    Both: the score of the windows, and twice that of the whole in standard deviations, weighted by
+    how far images have a right way round that the stack knows (`Surprise.upright`).
+
+    Parameters
+    ----------
+    n_windows : int
+        Columns of the rows that say something of windows; 0 for a score of the whole.
+    n_layers : int
+        Of the mixtures of the stack; 0 for a score of windows.
     """
 
-    @staticmethod
-    def measure(tree: Tree, x: Tensor, complete: bool = False) -> Tensor:
-        """Statistics of the images, log densities of their views, and how these fall short."""
-        own, *others = views(x)
-        measured = [tree.shortfalls(view, complete) for view in others]
-        shortfalls, log_prob = zip(*measured, strict=True)
-        columns = [*log_prob, *(of_view.sum(1) for of_view in shortfalls)]  # each (N,)
-        return torch.cat([tree.statistics(own, complete), torch.stack(columns, 1)], 1)
+    def __init__(self, n_windows: int, n_layers: int) -> None:
+        self.n_windows, self.n_layers = n_windows, n_layers
 
-    def _profile(self, rows: FloatArray) -> FloatArray:
-        return rows[:, : self._n_statistics + self._n_views(rows)]
+    def fit(self, rows: FloatArray, rng: RandomState) -> Self:
+        """Learn from rows of what `Extremes` and `Surprise` measure of normal images."""
+        self._weight = 1.0 if self.n_layers else 0.0
+        if self.n_windows:
+            self._extremes = Extremes().fit(rows[:, : self.n_windows])
+        if self.n_layers:
+            whole = rows[:, self.n_windows :]
+            self._surprise = Surprise(self.n_layers).fit(whole, rng)
+            if self.n_windows:
+                scores = self._surprise.score(whole)
+                spread = float(scores[np.isfinite(scores)].std())
+                upright = self._surprise.upright(whole)
+                self._weight = _WHOLE * upright / spread if spread > 0 else 0.0
+        return self
 
-    def _n_views(self, rows: FloatArray) -> int:
-        return int(rows.shape[1] - self._n_statistics) // 2
-
-    def _terms(self, rows: FloatArray) -> FloatArray:
-        shortfall = self._by_layer(rows, SHORTFALL).sum(1)  # (N,)
-        more = rows[:, -self._n_views(rows) :].mean(1) - shortfall  # (N,), of the views
-        return np.column_stack([super()._terms(rows), more, self._together(self._gains(rows))])
+    def score(self, rows: FloatArray) -> FloatArray:
+        """Score of each image, (N,); the larger, the more normal."""
+        scores = np.zeros(len(rows), rows.dtype)
+        if self.n_windows:
+            scores += self._extremes.score(rows[:, : self.n_windows])
+        if self.n_layers:
+            whole = self._surprise.score(rows[:, self.n_windows :])
+            scores += np.where(np.isfinite(whole), self._weight * whole, whole)
+        return scores
 
 
 class Sum:
@@ -213,4 +318,10 @@ class Density:
         return cast("FloatArray", self._mixture.score_samples(self._whiten(rows)))
 
 
-SCORES: dict[str, type[Typicality]] = {"surprise": Surprise, "typicality": Typicality}
+def weighted_quantile(values: FloatArray, weight: NDArray[Any] | None, share: float) -> float:
+    """Value below which there is a share of the weight; None weighs all the same."""
+    if weight is None:
+        return float(np.quantile(values, share))
+    order = np.argsort(values)
+    reached = np.cumsum(weight[order]) / weight.sum()
+    return float(values[order][np.searchsorted(reached, share)])

@@ -4,6 +4,7 @@ from skdcgmm.data.images import (
     Batch,
     Epochs,
     FloatArray,
+    HeldOut,
     Images,
     IntArray,
     as_array,
@@ -15,6 +16,6 @@ from skdcgmm.data.stream import Stream, is_stream
 Data = Images | Stream
 
 __all__ = [
-    "Batch", "Data", "Epochs", "FloatArray", "Images", "IntArray", "Stream", "as_array",
+    "Batch", "Data", "Epochs", "FloatArray", "HeldOut", "Images", "IntArray", "Stream", "as_array",
     "is_stream", "make_generator", "sample_size",
 ]  # fmt: skip

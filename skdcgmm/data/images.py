@@ -55,6 +55,21 @@ class Batch(NamedTuple):
     complete: bool = False
 
 
+class HeldOut(NamedTuple):
+    """Images that training has not seen.
+
+    Attributes
+    ----------
+    take : callable
+        Gives some of them, at most a number.
+    numbers : ndarray or None
+        Of them among the images given to train on, if they are some of these.
+    """
+
+    take: Callable[[int], "Images"]
+    numbers: IntArray | None = None
+
+
 class Epochs(NamedTuple):
     """What training goes through.
 
@@ -66,21 +81,20 @@ class Epochs(NamedTuple):
         Makes the batches of the next epoch.
     validation : callable or None
         Makes the batches of the images held out.
-    held_out : callable or None
-        Gives some of them, at most a number.
+    held_out : HeldOut or None
     """
 
     n_batches: int
     batches: Callable[[], Iterable[Batch]]
     validation: Callable[[], Iterable[Batch]] | None = None
-    held_out: Callable[[int], "Images"] | None = None
+    held_out: HeldOut | None = None
 
     def judged_by(self, images: "Images | None", batch_size: int, like: Tensor) -> "Epochs":
         """Epochs judged by images of the user's own, if there are some, in their order."""
         if images is None:
             return self
         validation = partial(images.in_order, batch_size, like)
-        return self._replace(validation=validation, held_out=images.evenly)
+        return self._replace(validation=validation, held_out=HeldOut(images.evenly))
 
 
 class Moments(NamedTuple):
@@ -267,7 +281,8 @@ class Images:
         if not total(n_held_out):
             return epochs
         validation = partial(batches, held_out, max(1, -(-n_held_out // batch_size)))
-        return epochs._replace(validation=validation, held_out=lambda n: self.take(held_out[:n]))
+        some = HeldOut(lambda n_images: self.take(held_out[:n_images]), held_out)
+        return epochs._replace(validation=validation, held_out=some)
 
     def in_order(self, batch_size: int, like: Tensor) -> Iterator[Batch]:
         """Batches of all images, to judge progress by."""

@@ -15,36 +15,28 @@ from numpy.random import RandomState
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, is_classifier
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.mixture import GaussianMixture
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from skdcgmm import files
-from skdcgmm.analysis import outliers
-from skdcgmm.data import Batch, Data, FloatArray, Images
-from skdcgmm.estimators import checks, planning
+from skdcgmm.data import Batch, Data, FloatArray, HeldOut, Images
+from skdcgmm.estimators import checks, planning, saving
 from skdcgmm.estimators.checks import Seed
 from skdcgmm.estimators.planning import OBJECTIVES
-from skdcgmm.model import computing, ordinary_tensors, specs, tables
+from skdcgmm.model import computing, ordinary_tensors, tables
 from skdcgmm.model.specs import check_bool, check_choice, check_number
-from skdcgmm.model.stack import BaseStack, Stack
+from skdcgmm.model.stack import BaseStack
 from skdcgmm.model.tree import Mixtures
-from skdcgmm.published import objective as layerwise
-from skdcgmm.published.stack import LayerwiseStack
 from skdcgmm.training import (
     HistoryRow,
     Outcome,
     Standing,
     check_finite,
-    joint,
     ranks,
     share_of_time,
     train,
 )
 from skdcgmm.training.watchers import CallbackSupportMixin, Checkpoint, Report, with_callbacks
-
-HeldOut = Callable[[int], Images] | None
 
 SCORE_METHODS = ("density", "layer")
 PIXELS = ("auto", "tiles", "pyramid", "atoms")
@@ -54,22 +46,8 @@ _MIN_EPOCHS = 3
 # Parameters that a training does not depend on.
 _WITHOUT_EFFECT = (
     "checkpoint", "checkpoint_minutes", "contamination", "device", "max_minutes", "method",
-    "score_layer", "score_method", "transform_layers", "verbose",
+    "score_layer", "score_method", "transform_layers", "verbose", "window_size", "window_stride",
 )  # fmt: skip
-# What scikit-learn adds to an estimator, other than its parameters and what it has learnt.
-_NOT_SAVED = (
-    "_skl_callbacks", "_callback_fit_ctx", "_skl_callbacks_to_teardown", "_parent_callback_ctx",
-    "_metadata_request", "_sklearn_version",
-)  # fmt: skip
-# Objects that a file may hold besides plain values and arrays.
-_CLASSES: dict[str, type] = {"JointProgress": joint.Progress} | {
-    cls.__name__: cls
-    for cls in (
-        specs.ConvGMM, specs.MaxPool, layerwise.Progress, layerwise.LayerProgress,
-        layerwise.ScheduleState, Standing, outliers.Surprise, outliers.Typicality, outliers.Sum,
-        outliers.Density, GaussianMixture,
-    )
-}  # fmt: skip
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -104,7 +82,7 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
     _chooses_pixels: ClassVar[bool] = False
     _score_methods = cast("tuple[str, ...]", SCORE_METHODS)
     # Attributes that `_finish` and `_set_labels` set.
-    _LEARNT_FROM_STACK: ClassVar[tuple[str, ...]] = ()
+    _LEARNT_FROM_STACK: ClassVar[tuple[str, ...]] = ("_without_units",)
 
     # --- training -------------------------------------------------------------------------------
 
@@ -196,7 +174,7 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
             parameters.pop("random_state")
         named = {name: repr(value) for name, value in parameters.items()}
         return Checkpoint(
-            self.checkpoint, self.checkpoint_minutes, named, rng=rng, classes=_CLASSES
+            self.checkpoint, self.checkpoint_minutes, named, rng=rng, classes=saving.CLASSES
         )
 
     def _start(
@@ -251,6 +229,8 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
         chunk = shown is None
         defaults = planning.defaults_of(stack)
         batch_size = self._batch_size()
+        if self.batch_size is None:
+            batch_size = min(batch_size, planning.largest_step(stack))
         fraction = None if chunk or judge is not None else self._share_held_out(data)
         epochs = data.epochs(rng, batch_size, fraction, stack.like, ranks.total)
         epochs = epochs.judged_by(judge, batch_size, stack.like)
@@ -307,7 +287,7 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
         stack: BaseStack,
         data: Data,
         rng: RandomState,
-        held_out: HeldOut,
+        held_out: HeldOut | None,
         history: list[HistoryRow],
     ) -> dict[str, Any]:
         """Attributes of this estimator as if training had ended now."""
@@ -333,14 +313,57 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
         self.converged_ = outcome.converged
         self._fitted_objective = self.objective
 
-    def _finish(self, data: Data, held_out: HeldOut, rng: RandomState) -> None:
+    def _finish(self, data: Data, held_out: HeldOut | None, rng: RandomState) -> None:
         """Learn what the estimator needs besides the stack.
 
-        `held_out` gives images that it has not seen, at most a number.
+        `held_out` are images that it has not seen.
         """
 
     def _set_labels(self, images: Images | None) -> None:
         """Set what is known of all images, if they are in an array."""
+
+    def _partial_fit(self, X: Any, sample_weight: Any) -> Self:
+        """Go once over a chunk of images: with a new stack, or with that of the chunks before."""
+        with checks.unchanged_on_failure(self) as keep:
+            self._check_parameters()
+            rng = ranks.of_first(check_random_state(self.random_state))
+            has_units = True
+            if hasattr(self, "_stack") and not hasattr(self, "_without_units"):
+                if self.objective != self._fitted_objective:
+                    raise ValueError(
+                        f"objective must stay {self._fitted_objective!r} in a stream that has "
+                        f"begun with it; got {self.objective!r}. Set it back, or call fit."
+                    )
+                images = self._check_fitted_images(X)
+                self._check_whole(images, "training")
+                data = checks.check_weights(sample_weight, images)
+                planning.check_n_clusters(self.n_clusters, self._stack.top.n_components)
+                stack, progress = copy.deepcopy(self._stack_in_place()), self._progress
+                planning.check_units(stack, images)
+            else:
+                shape = checks.check_image_shape(self.image_shape)
+                images = checks.check_images(self, X, shape, reset=True, min_samples=2)
+                data = checks.check_weights(sample_weight, images)
+                has_units = planning.check_first_chunk(self, data)
+                stack, progress = self._start(data, rng, stream=True)
+            self._train(stack, progress, data, rng, keep, Checkpoint(rng=rng))
+            if not has_units:
+                self._without_units = True
+            self._set_labels(images)
+        return self
+
+    def _reset_annealing(self, fraction: float) -> Self:
+        """Take the schedules of training back by a fraction."""
+        check_is_fitted(self)
+        check_number("fraction", fraction, low=0, high=1, closed_high=True)
+        defaults = planning.defaults_of(self._stack)
+        training = defaults.objective(
+            self._stack, defaults.n_steps, self.learning_rate or defaults.learning_rate,
+            self._progress,
+        )  # fmt: skip
+        training.reopen(fraction)
+        self._progress = training.progress
+        return self
 
     # --- prediction -----------------------------------------------------------------------------
 
@@ -393,11 +416,13 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
         function: Callable[[Any, Tensor], Tensor],
         n_held: int = 1,
         n_each: int = 1,
+        more: int = 0,
     ) -> NDArray[Any]:
         """Map a function of the fitted mixtures and of image tensors over images.
 
-        Memory holds the numbers of `n_held` passes up the stack at a time. Each row of X is there
-        `n_each` times. If images have classes, the mixtures are those of these.
+        Memory holds the numbers of `n_held` passes up the stack at a time, or `more` for an image.
+        Each row of X is there `n_each` times. If images have classes, the mixtures are those of
+        these.
         """
         n_done = 0
 
@@ -413,7 +438,7 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
 
         try:
             with self._mixtures() as mixtures:
-                n_numbers = n_held * mixtures.numbers_per_image
+                n_numbers = max(more, n_held * mixtures.numbers_per_image)
                 return images.map(counted, self._stack.like, n_numbers)
         except tables.ImageOverflowError as error:
             raise ValueError(
@@ -470,19 +495,10 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
 
     def __getstate__(self) -> dict[str, Any]:
         """A state of plain values and arrays, so that it can be stored and loaded anywhere."""
-        state = dict(super().__getstate__())
-        if "_stack" in state:
-            state["_stack"] = self._stack.pack()
-            state["_progress"] = files.arrays_of(self._progress)
-        return state
+        return saving.packed(super().__getstate__())
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        if "_stack" in state:
-            with ordinary_tensors():
-                kind = Stack if state["_stack"]["joint"] else LayerwiseStack
-                self._stack = kind.unpack(state["_stack"])
-                self._progress = files.tensors_of(state["_progress"])
+        super().__setstate__(saving.unpacked(state))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fitted estimator to a file that holds no code, only arrays and plain values.
@@ -507,8 +523,7 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
             If a parameter is not a plain value; the message names it.
         """
         check_is_fitted(self)
-        state = {k: v for k, v in self.__getstate__().items() if k not in _NOT_SAVED}
-        files.write(path, type(self).__name__, state, _CLASSES)
+        saving.save(self, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -533,20 +548,4 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
         ValueError
             If the file is not whole, of another class, or of another version.
         """
-        try:
-            state = files.read(path, cls.__name__, _CLASSES)
-            parameters = set(cls._get_param_names())
-            missing = (parameters | {"_stack"}) - set(state)
-            odd = [n for n in set(state) - parameters if n.startswith("__") or hasattr(cls, n)]
-            if missing or odd:
-                raise ValueError(f"it lacks {sorted(missing)} and has {sorted(odd)}")
-            made = cls.__new__(cls)
-            made.__setstate__(state)
-        except FileNotFoundError:
-            raise
-        except Exception as error:  # whatever the parts of a file lead to that do not fit
-            raise ValueError(
-                f"path={str(path)!r} holds no {cls.__name__} that can be loaded ({error}). Give a "
-                f"file that {cls.__name__}.save has written."
-            ) from error
-        return made
+        return saving.load(cls, path)

@@ -1,6 +1,5 @@
 """`DCGMMEstimator`: the stack as a scikit-learn clusterer, transformer and density."""
 
-import copy
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -13,31 +12,24 @@ from numpy.random import RandomState
 from numpy.typing import NDArray
 from sklearn.base import ClusterMixin, TransformerMixin
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import Tags, check_random_state
+from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 from torch.nn import functional
 
 from skdcgmm.analysis.merging import cut, merge
 from skdcgmm.analysis.spreading import neighbours
-from skdcgmm.data import Data, FloatArray, Images, IntArray, sample_size
+from skdcgmm.data import Data, FloatArray, HeldOut, Images, IntArray, sample_size
 from skdcgmm.estimators import checks
 from skdcgmm.estimators.attributes import NamedLayers
-from skdcgmm.estimators.base import HeldOut
 from skdcgmm.estimators.checks import Seed
 from skdcgmm.estimators.generative import GenerativeDCGMM, rows_of
-from skdcgmm.estimators.planning import check_n_clusters, defaults_of, is_auto
+from skdcgmm.estimators.planning import check_n_clusters
 from skdcgmm.model.specs import check_number
 from skdcgmm.model.stack import BaseStack
 from skdcgmm.model.tree import Mixtures
 from skdcgmm.training import ranks
-from skdcgmm.training.watchers import Checkpoint
 
-# Images of a first chunk below which a stream is warned.
-_FIRST_CHUNK = 60
-# A later chunk is of other units than the first if a pixel of the images that are looked at varies
-# by this many times as much.
-_OTHER_UNITS, _N_LOOKED_AT = 10.0, 100
 # Top components up to which they are merged into a tree of clusters unless fewer are asked for.
 _MAX_MERGED = 1000
 
@@ -279,7 +271,7 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
         if self.transform_layers is not None:
             self._feature_names(stack)
 
-    def _finish(self, data: Data, held_out: HeldOut, rng: RandomState) -> None:
+    def _finish(self, data: Data, held_out: HeldOut | None, rng: RandomState) -> None:
         """Merge the top components, by some of the images."""
         n_components = self._stack.top.n_components
         if (self.n_clusters is None and n_components > _MAX_MERGED) or n_components == 1:
@@ -330,55 +322,7 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
         -------
         self
         """
-        with checks.unchanged_on_failure(self) as keep:
-            self._check_parameters()
-            rng = ranks.of_first(check_random_state(self.random_state))
-            has_units = True
-            if hasattr(self, "_stack") and not hasattr(self, "_without_units"):
-                if self.objective != self._fitted_objective:
-                    raise ValueError(
-                        f"objective must stay {self._fitted_objective!r} in a stream that has "
-                        f"begun with it; got {self.objective!r}. Set it back, or call fit."
-                    )
-                images = self._check_fitted_images(X)
-                self._check_whole(images, "training")
-                data = checks.check_weights(sample_weight, images)
-                check_n_clusters(self.n_clusters, self._stack.top.n_components)
-                stack, progress = copy.deepcopy(self._stack_in_place()), self._progress
-                _check_units(stack, images)
-            else:
-                shape = checks.check_image_shape(self.image_shape)
-                images = checks.check_images(self, X, shape, reset=True, min_samples=2)
-                data = checks.check_weights(sample_weight, images)
-                has_units = self._check_first_chunk(data)
-                stack, progress = self._start(data, rng, stream=True)
-            self._train(stack, progress, data, rng, keep, Checkpoint(rng=rng))
-            if not has_units:
-                self._without_units = True
-            self._set_labels(images)
-        return self
-
-    def _check_first_chunk(self, data: Images) -> bool:
-        """Warn if a stream begins with images that tell too little of those to come.
-
-        Returns whether they tell its units.
-        """
-        varies = any(moments.variance.any() for moments in ranks.gather(data.moments()))
-        n_images = ranks.total(len(data))
-        if not varies:
-            warnings.warn(
-                "X holds the same image many times, which gives a stream no units: the next chunk "
-                "will start the stack anew. Begin with images that differ.",
-                stacklevel=3,
-            )
-        elif is_auto(self) and data.shape[1:] != (1, 1) and n_images < _FIRST_CHUNK:
-            warnings.warn(
-                f"The stack of a stream is planned by its first chunk, and starts from it: of "
-                f"{n_images} images, no layer can have more than {n_images} components. Begin with "
-                "more images, some hundreds or thousands, or give layers.",
-                stacklevel=3,
-            )
-        return varies
+        return self._partial_fit(X, sample_weight)
 
     def reset_annealing(self, fraction: float = 1.0) -> Self:
         """Open the schedules of training again, so that `partial_fit` can learn new images.
@@ -401,16 +345,7 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
         B. Pfülb, A. Gepperth: Overcoming Catastrophic Forgetting with Gaussian Mixture Replay.
         IJCNN 2021. arXiv:2104.09220.
         """
-        check_is_fitted(self)
-        check_number("fraction", fraction, low=0, high=1, closed_high=True)
-        defaults = defaults_of(self._stack)
-        training = defaults.objective(
-            self._stack, defaults.n_steps, self.learning_rate or defaults.learning_rate,
-            self._progress,
-        )  # fmt: skip
-        training.reopen(fraction)
-        self._progress = training.progress
-        return self
+        return self._reset_annealing(fraction)
 
     @property
     def clusters_(self) -> IntArray:
@@ -673,17 +608,3 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
             return float(values.mean())
         counted = weight > 0  # so that an image of no weight may have no density
         return float(np.average(values[counted], weights=weight[counted]))
-
-
-def _check_units(stack: BaseStack, images: Images) -> None:
-    """Warn if a chunk varies by far more than that by which a stream's units were set."""
-    some = images.take(np.arange(min(len(images), _N_LOOKED_AT)))
-    deviation = np.sqrt(some.moments().variance).reshape(-1, images.shape[0])  # (H * W, C)
-    scale = stack.scale.double().expand(images.shape[0], 1, 1).flatten().numpy(force=True)
-    if (deviation > _OTHER_UNITS * scale).any():
-        warnings.warn(
-            "X varies by far more than the first chunk of the stream, which has set the units and "
-            "the bounds of the variances: what follows is learnt badly. Begin anew with images "
-            "that vary as these do.",
-            stacklevel=3,
-        )

@@ -25,6 +25,11 @@ from skdcgmm.training import Defaults, joint, ranks
 _N_LOOKED_AT, _LEAST_SIDE = 100, 8
 _MAX_PIXEL = 2**16 - 1
 
+# Images of a first chunk below which a stream is warned.
+_FIRST_CHUNK = 60
+# A later chunk is of other units than the first if a pixel of the images that are looked at varies
+# by this many times as much.
+_OTHER_UNITS, _N_LOOKED_AT = 10.0, 100
 OBJECTIVES = {"joint": joint.JOINT, "layerwise": layerwise.LAYERWISE}
 
 # Number of images from which densities of single pixels are learnt.
@@ -33,6 +38,11 @@ _MANY = 2000
 _N_STARTS = 256
 # Number of rows of plain features, of which a start sees more.
 _N_ROWS = 2000
+# Share of the memory of a prediction that a training step may fill with the numbers of one pass up
+# the stack: it holds those of the way down, too.
+_STEP_SHARE = 0.5
+# Images of the smallest step that is chosen.
+_LEAST_STEP = 4
 
 
 def defaults_of(stack: BaseStack) -> Defaults:
@@ -40,6 +50,16 @@ def defaults_of(stack: BaseStack) -> Defaults:
     if stack.tiling:
         return {"pyramid": joint.PYRAMID, "atoms": joint.ATOMS}.get(stack.kind, joint.JOINT)
     return OBJECTIVES["layerwise"]
+
+
+def largest_step(stack: BaseStack) -> int:
+    """Number of images whose training step fills a bounded memory.
+
+    Of smaller steps, as many are taken: their gradients are the same in expectation.
+    """
+    with computing(stack.like.device), torch.no_grad():
+        n_numbers = stack().numbers_per_image
+    return max(_LEAST_STEP, int(_STEP_SHARE * Images.batch_size(n_numbers)))
 
 
 def is_auto(estimator: Any) -> bool:
@@ -215,6 +235,43 @@ def build(
         )
     with torch.device(device):
         return Stack(layers, n_classes, pixels=pixels) if joint else LayerwiseStack(layers)
+
+
+def check_first_chunk(estimator: Any, data: Images) -> bool:
+    """Warn if a stream begins with images that tell too little of those to come.
+
+    Returns whether they tell its units.
+    """
+    varies = any(moments.variance.any() for moments in ranks.gather(data.moments()))
+    n_images = ranks.total(len(data))
+    if not varies:
+        warnings.warn(
+            "X holds the same image many times, which gives a stream no units: the next chunk "
+            "will start the stack anew. Begin with images that differ.",
+            stacklevel=5,
+        )
+    elif is_auto(estimator) and data.shape[1:] != (1, 1) and n_images < _FIRST_CHUNK:
+        warnings.warn(
+            f"The stack of a stream is planned by its first chunk, and starts from it: of "
+            f"{n_images} images, no layer can have more than {n_images} components. Begin with "
+            "more images, some hundreds or thousands, or give layers.",
+            stacklevel=5,
+        )
+    return varies
+
+
+def check_units(stack: BaseStack, images: Images) -> None:
+    """Warn if a chunk varies by far more than that by which a stream's units were set."""
+    some = images.take(np.arange(min(len(images), _N_LOOKED_AT)))
+    deviation = np.sqrt(some.moments().variance).reshape(-1, images.shape[0])  # (H * W, C)
+    scale = stack.scale.double().expand(images.shape[0], 1, 1).flatten().numpy(force=True)
+    if (deviation > _OTHER_UNITS * scale).any():
+        warnings.warn(
+            "X varies by far more than the first chunk of the stream, which has set the units and "
+            "the bounds of the variances: what follows is learnt badly. Begin anew with images "
+            "that vary as these do.",
+            stacklevel=5,
+        )
 
 
 def check_n_clusters(n_clusters: int | None, n_components: int) -> None:

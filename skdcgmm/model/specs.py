@@ -93,6 +93,8 @@ class MaxPool(BaseEstimator):
 _SMALL = 40
 # Top components for each class.
 _A_CLASS = 4
+# Positions that have mixtures of their own at most, where layers are chosen.
+_MOST_POSITIONS = 256
 
 NamedSpecs = list[tuple[str, ConvGMM | MaxPool]]
 
@@ -302,7 +304,8 @@ def auto(
     left, then the top. The wider a window, the more there is to tell apart: the upper layers have
     the more components. Fewer where they would see less than 15 images on average, but as many as
     there are images up to 60, and in a stream, of which more are to come, always: few images are
-    all that there is to know. The top has at least as many as clusters are asked for, or some for
+    all that there is to know. Tiles of very large images, more than 256, share their components,
+    and so do windows above. The top has at least as many as clusters are asked for, or some for
     each class; a flat mixture just as many as clusters.
     """
     size: Size = image_shape[1:]
@@ -318,14 +321,20 @@ def auto(
         tile = (_even_tile(size[0]), _even_tile(size[1]))
     elif pixels == "atoms" and max(size) <= _SMALL:
         tile, n_parts = (min(2, size[0]), min(2, size[1])), 32
-    layers = [ConvGMM(min(n_parts, most), tile, shared=False)]
     size = grid_size(size, tile, tile)
+    layers = [ConvGMM(min(n_parts, most), tile, shared=_shares(size, pixels))]
     while max(size) > 2:
         kernel = (min(2, size[0]), min(2, size[1]))
         size = grid_size(size, kernel, kernel)
         n_parts = 100 if max(size) > 2 else 200
-        layers.append(ConvGMM(min(n_parts, most), kernel, shared=False))
+        shared = _shares(size, pixels)
+        layers.append(ConvGMM(min(n_parts, most), kernel, shared=shared))
     return name_layers([*layers, ConvGMM(max(min(400, most), least, n_clusters or 1))])
+
+
+def _shares(grid: Size, pixels: str) -> bool:
+    """Whether positions are so many that mixtures of their own would be of large images alone."""
+    return pixels == "tiles" and math.prod(grid) > _MOST_POSITIONS
 
 
 def _even_tile(side: int) -> int:

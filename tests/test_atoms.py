@@ -303,14 +303,27 @@ def test_draws_of_fractions_are_as_they_are():
     assert drawn.max() > X.max()
 
 
-def test_densities_of_many_images_are_of_single_pixels():
-    X = whole(255 * np.random.default_rng(0).uniform(-0.5, 1.5, (2000, 64)))
-    kinds = {}
-    for n_clusters, n_images in ((None, 2000), (None, 300), (2, 2000)):
-        est = DCGMMEstimator(n_clusters, image_shape=(8, 8), max_epochs=1, random_state=0)
-        kinds[n_clusters, n_images] = est.fit(X[:n_images])._stack.kind
-        assert (est._stack.kind == "atoms") == ("at their own resolution" in est.summary())
-    assert kinds == {(None, 2000): "atoms", (None, 300): "pyramid", (2, 2000): "pyramid"}
+def test_held_out_bits_choose_the_kind_of_pixels():
+    """Atoms of dots, black and white; a pyramid of light that falls on all of an image."""
+    rng = np.random.default_rng(0)
+    dots = whole(255 * rng.uniform(-0.5, 1.5, (200, 8, 8)))
+    place = np.stack(np.meshgrid(np.arange(8), np.arange(8)), -1) - 3.5
+    slopes = np.einsum("hwa,na->nhw", place, rng.normal(size=(200, 2)))
+    light = rng.uniform(60, 190, (200, 1, 1)) + slopes
+    make = {"max_epochs": 1, "random_state": 0}
+    for X, wanted in ((dots, "atoms"), (whole(light), "pyramid")):
+        est = DCGMMEstimator(**make).fit(X)
+        assert est._stack.kind == wanted
+        assert min(est.pixels_bits_, key=est.pixels_bits_.get) == wanted
+        assert "held-out bits" in est.summary()
+        assert DCGMMEstimator(**make).fit(X).pixels_bits_ == est.pixels_bits_
+        assert DCGMMEstimator(2, **make).fit(X)._stack.kind == "pyramid"
+        assert DCGMMEstimator(pixels="tiles", **make).fit(X).pixels_bits_ == {}
+    few = DCGMMEstimator(**make).fit(dots[:50])
+    assert (few._stack.kind, few.pixels_bits_) == ("pyramid", {})
+    holes = dots.astype(np.float32)
+    holes[0, 0] = np.nan
+    assert set(DCGMMEstimator(**make).fit(holes).pixels_bits_) == {"atoms", "tiles"}
 
 
 def test_atoms_need_images_one_density_and_variances_of_their_own():

@@ -539,7 +539,8 @@ def test_precise_features_in_single_precision(kind):
     pixels.assign("covariances", torch.full_like(pixels.arrays()["covariances"], 1e-6))
     near = pixels.arrays()["means"][0] + 1e-3 * torch.randn(3, 3, generator=seeded())
     near = near.view(3, 3, 1, 1)
-    found = in_units(pixels(), near).detach().diagonal()
+    with torch.no_grad():  # training may lose more
+        found = in_units(pixels(), near).diagonal()
     expected = expected_log_prob(kind, pixels.double(), near.double()).diagonal()
     oracle.assert_close(found, expected, 3, 1e-2)
 

@@ -310,13 +310,15 @@ def test_the_same_stays_the_same(fitted, good):
 def test_steps_and_parameters_of_large_images_are_bounded():
     sides = (28, 64, 256)
     stacks = [
-        planning.build(DCGMMOutlierDetector(), (1, side, side), 5000, device="meta")
+        planning.build(DCGMMOutlierDetector(), (1, side, side), 5000, device="meta", pixels="tiles")
         for side in sides
     ]
     assert [stack.layers[0].spec.shared for stack in stacks] == [False, False, True]
     assert stacks[2].n_parameters < 5 * stacks[1].n_parameters
     steps = [
-        planning.largest_step(planning.build(DCGMMOutlierDetector(), (1, side, side), 5000))
+        planning.largest_step(
+            planning.build(DCGMMOutlierDetector(), (1, side, side), 5000, pixels="tiles")
+        )
         for side in sides[:2]
     ]
     assert steps[0] > 250 > steps[1] > 50

@@ -266,7 +266,8 @@ class NamedLayers(BaseEstimator):
         shape = checks.check_image_shape(self.image_shape)
         if shape is None:
             raise NotFittedError(f"This {title} has no stack yet. Call fit, or set image_shape.")
-        outline = planning.build(self, shape, sys.maxsize, device="meta")
+        pixels, *_ = planning.kinds_of(self, shape)
+        outline = planning.build(self, shape, sys.maxsize, device="meta", pixels=pixels)
         return _table(outline, title, ["Not fitted."], fitted=False)
 
     def _html_repr(self) -> str:
@@ -361,6 +362,9 @@ def _notes(estimator: Any) -> list[str]:
             f"pixels; {n_ends} {'end is an atom' if n_ends == 1 else 'ends are atoms'}. Or set "
             "pixels to tiles, or to a pyramid."
         )
+    if bits := estimator.pixels_bits_:
+        compared = ", ".join(f"{kind} {value:.3g}" for kind, value in bits.items())
+        lines.append(f"Chosen by held-out bits a value of short trainings: {compared}.")
     if estimator.n_clusters not in (None, stack.top.n_components):
         lines.append(
             f"{estimator.n_clusters} clusters, merged from {stack.top.n_components} components."

@@ -20,7 +20,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from skdcgmm.data import Batch, Data, FloatArray, HeldOut, Images
-from skdcgmm.estimators import checks, planning, saving
+from skdcgmm.estimators import checks, choosing, planning, saving
 from skdcgmm.estimators.checks import Seed
 from skdcgmm.estimators.planning import OBJECTIVES
 from skdcgmm.model import computing, ordinary_tensors, tables
@@ -187,16 +187,18 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
         n_classes = len(self.classes_) if is_classifier(self) else None
         complete = all(ranks.gather(data.complete and (judge is None or judge.complete)))
         n_images = ranks.total(len(data))
-        stack = planning.build(
-            self, data.shape, n_images, n_classes, complete=complete, stream=stream
-        )
+        kinds = planning.kinds_of(self, data.shape, complete=complete)
+        device = checks.check_device(self.device)
+        pixels, bits = choosing.choose_pixels(self, kinds, data, device, rng)
+        stack = planning.build(self, data.shape, n_images, n_classes, pixels=pixels, stream=stream)
         self._mixture_name(stack, "score_layer", self.score_layer)
         self._check_stack(stack)
         if planning.goes_on(self, stack):
             earlier = copy.deepcopy(self._stack_in_place())
             return earlier, self._progress and self._progress.again()
         planning.start(stack, data, self.reg_covar, rng)
-        return stack.to(checks.check_device(self.device)), None
+        self.pixels_bits_ = bits
+        return stack.to(device), None
 
     def _check_stack(self, stack: BaseStack) -> None:
         """Check, before it is trained, that a stack can do what the parameters ask for."""

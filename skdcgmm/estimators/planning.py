@@ -32,8 +32,6 @@ _FIRST_CHUNK = 60
 _OTHER_UNITS, _N_LOOKED_AT = 10.0, 100
 OBJECTIVES = {"joint": joint.JOINT, "layerwise": layerwise.LAYERWISE}
 
-# Number of images from which densities of single pixels are learnt.
-_MANY = 2000
 # Usual number of images that a stack starts from.
 _N_STARTS = 256
 # Number of rows of plain features, of which a start sees more.
@@ -91,17 +89,19 @@ def _plan(
     return [(name, clone(spec)) for name, spec in specs.check_layers(layers, reserved)]
 
 
-def _pixels(estimator: Any, shape: Shape, n_images: int, *, complete: bool) -> str:
-    """The kind of pixels that an estimator asks for, or would have if its layers allow it."""
+def kinds_of(estimator: Any, shape: Shape, *, complete: bool = True) -> tuple[str, ...]:
+    """The kinds of pixels that an estimator may have; the one that held-out images choose.
+
+    The first serves very many images, the last few.
+    """
     kind: str = estimator.pixels
     if kind == "auto":
         free = is_auto(estimator) and estimator.reg_covar is None and shape[1:] != (1, 1)
         if estimator.objective != "joint" or not free or not estimator._chooses_pixels:
-            return "tiles"
-        # Clusters are best seen from coarse to fine, densities pixel by pixel.
-        if estimator.n_clusters is None and n_images >= _MANY:
-            return "atoms"
-        return "pyramid" if complete else "tiles"
+            return ("tiles",)
+        # Clusters are best seen from coarse to fine.
+        coarse = "pyramid" if complete else "tiles"
+        return ("atoms", coarse) if estimator.n_clusters is None else (coarse,)
     if kind != "tiles" and estimator.objective != "joint":
         raise ValueError(
             f"pixels={kind!r} needs one density, which a layer-wise stack is not: choose "
@@ -114,7 +114,7 @@ def _pixels(estimator: Any, shape: Shape, n_images: int, *, complete: bool) -> s
             "pixels='atoms' is for images, and the rows of X are plain features. Give their "
             "image_shape=(height, width), or choose pixels='tiles'."
         )
-    return kind
+    return (kind,)
 
 
 def warn_of_pixels(rows: NDArray[Any]) -> None:
@@ -195,12 +195,12 @@ def build(
     n_classes: int | None = None,
     device: str = "cpu",
     *,
-    complete: bool = True,
+    pixels: str,
     stream: bool = False,
 ) -> BaseStack:
-    """Build the stack that an estimator asks for.
+    """Build the stack that an estimator asks for, with a kind of pixels.
 
-    `complete` says that no pixel is missing; `stream`, that more images are to come.
+    `stream` says that more images are to come.
 
     Raises
     ------
@@ -209,7 +209,6 @@ def build(
         top than there are to be clusters; or if the pixels do not fit the images or the objective.
     """
     joint = estimator.objective == "joint"
-    pixels = _pixels(estimator, shape, n_images, complete=complete)
     plan = _plan(estimator, shape, n_images, n_classes, pixels, stream=stream)
     layers = specs.lay_out(plan, shape, tiling=joint)
     mixtures = [layer for layer in layers if layer.is_mixture]

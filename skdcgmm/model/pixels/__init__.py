@@ -220,3 +220,12 @@ def find_ends(x: Tensor) -> Tensor:
     many = [(values == end[:, None]).sum(1) > enough for end in (lowest, highest)]
     ends = [torch.where(many[0], lowest, -math.inf), torch.where(many[1], highest, math.inf)]
     return torch.stack(ends)[..., None, None]
+
+
+def find_steps(x: Tensor) -> Tensor:
+    """Smallest difference between two values of each channel of images, (C, 1, 1); 0 of none."""
+    steps = []
+    for values in x.movedim(1, 0).flatten(1):
+        differences = values[~values.isnan()].unique().diff()
+        steps.append(differences.min() if len(differences) else differences.new_zeros(()))
+    return torch.stack(steps)[:, None, None]

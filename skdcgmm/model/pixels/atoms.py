@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from skdcgmm.model import tables
 from skdcgmm.model.bins import log_bins
-from skdcgmm.model.pixels import PixelDensity, find_ends, no_ends, take_windows
+from skdcgmm.model.pixels import PixelDensity, find_ends, find_steps, no_ends, take_windows
 from skdcgmm.model.pixels.gaussian import INTERNAL_VARIANCE, Gaussian, natural_parameters
 from skdcgmm.model.windows import Size, Windows
 
@@ -60,11 +60,12 @@ class AtomsDensity(PixelDensity):
     def log_prob(self, x: Tensor, complete: bool = False) -> Tensor:
         """Log density of each window by component; missing values, NaN, are left out."""
         low, high, between = self._places(x)
-        values = torch.where(between, (x - self.shift) / self.scale, 0)  # (N, C, H, W)
-        parts = (low, high, between, values, values.square())
-        features = torch.cat([self.windows.unfold(part.to(x)) for part in parts], 2)  # (R, N, 5 D)
         weights = self._weights  # (P, K, 5 D)
-        scores = weights.expand(len(features), -1, -1) @ features.to(weights).mT  # (R, K, N)
+        values = torch.where(between, (x - self.shift) / self.scale, 0).to(weights)  # (N, C, H, W)
+        parts = (low, high, between, values, values.square())
+        unfolded = [self.windows.unfold(part.to(weights)) for part in parts]  # each (R, N, D)
+        features = torch.cat(unfolded, 2)  # (R, N, 5 D)
+        scores = weights.expand(len(features), -1, -1) @ features.mT  # (R, K, N)
         by_window = scores.to(x).view(*self.windows.grid, *scores.shape[1:])
         return by_window.permute(3, 2, 0, 1)
 
@@ -268,12 +269,3 @@ class Atoms(Gaussian):
         # Before images are known, as if values had no ends.
         n_ends = 0.0 if self.ends.is_meta else 2 * float(self.ends.isfinite().double().mean())
         return round(super().n_parameters / 2 * (2 + n_ends))
-
-
-def find_steps(x: Tensor) -> Tensor:
-    """Smallest difference between two values of each channel of images, (C, 1, 1); 0 of none."""
-    steps = []
-    for values in x.movedim(1, 0).flatten(1):
-        differences = values[~values.isnan()].unique().diff()
-        steps.append(differences.min() if len(differences) else differences.new_zeros(()))
-    return torch.stack(steps)[:, None, None]

@@ -191,6 +191,18 @@ DENSITY = {
     "GaussianMixture diag 49": partial(diagonal, 49),
     "GaussianMixture diag 400": partial(diagonal, 400),
 }
+# A floor of the variances of some steps between values, so that the density is not that of noise.
+BITS = {
+    "DCGMM": lambda image_shape, seed, **parameters: DCGMMEstimator(
+        image_shape=image_shape, random_state=seed, **parameters
+    ),
+    "DCGMM pyramid": lambda image_shape, seed, **parameters: DCGMMEstimator(
+        image_shape=image_shape, pixels="pyramid", random_state=seed, **parameters
+    ),
+    "GaussianMixture diag 49": lambda image_shape, seed: GaussianMixture(
+        49, covariance_type="diag", reg_covar=1e-4, random_state=seed
+    ),
+}
 CLASSIFICATION = {
     "DCGMM": classifier,
     "LogisticRegression": lambda image_shape, seed: LogisticRegression(max_iter=1000),

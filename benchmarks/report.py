@@ -18,6 +18,7 @@ TABLES = {
     ),
     "sampling": (["how"], None, ["frechet", "precision", "recall", "accuracy"]),
     "density": ([], None, ["test_nats", "train_nats"]),
+    "bits": ([], None, ["bits"]),
     "imputation": (["hidden"], None, ["mse"]),
     "classification": (
         ["labels"],
@@ -30,6 +31,7 @@ COSTS = ["fit_s", "score_s", "peak_gib"]
 PLOTS = {"outliers": ("auc", "linear"), "inspection": ("auc", "linear"),
          "clustering": ("nmi", "linear"), "sampling": ("frechet", "log"),
          "density": ("test_nats", "linear"), "imputation": ("mse", "linear"),
+         "bits": ("bits", "log"),
          "classification": ("accuracy", "linear")}  # fmt: skip
 
 

@@ -27,6 +27,7 @@ NAMES = [
     "clustering",
     "sampling",
     "density",
+    "bits",
     "imputation",
     "classification",
 ]

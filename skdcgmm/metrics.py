@@ -3,13 +3,19 @@
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.mixture import GaussianMixture
 from sklearn.pipeline import Pipeline
-from sklearn.utils import check_random_state
+from sklearn.utils import check_array, check_random_state
+from torch.nn import functional
 
 from skdcgmm.analysis.bits import dequantise, level_step
-from skdcgmm.data import FloatArray
+from skdcgmm.data import FloatArray, Images
 from skdcgmm.estimators.checks import Seed
 from skdcgmm.estimators.generative import GenerativeDCGMM
+from skdcgmm.model.bins import log_bins, look_up
+from skdcgmm.model.windows import Windows
 
 
 def bits_per_dim(
@@ -23,10 +29,12 @@ def bits_per_dim(
     Parameters
     ----------
     estimator : estimator with `score_samples`
-        Of this library: see `DCGMMEstimator.bits_per_dim`. Else `score_samples` must be the log
-        density in units of X, in nats, such as that of `GaussianMixture`; uniform noise
-        of one step is added to X, which gives a bound from above. A pipeline must end in such an
-        estimator, and have no other step: those change the density.
+        Of this library: see `DCGMMEstimator.bits_per_dim`. A `GaussianMixture` of
+        diagonal or spherical covariances is integrated as tiles are. Else `score_samples` must be
+        the log density in units of X, in nats; uniform noise of one step is added to X, which gives
+        a bound from above: far above, where many values are at the ends of their range, beyond
+        which a density has mass, too. A pipeline must end in such an estimator, and have no other
+        step: those change the density.
     X : array-like of shape (n_samples, n_features)
         Of whole numbers from 0 to `n_levels` - 1, or of these divided by `n_levels` - 1.
     n_levels : int, default=256
@@ -62,12 +70,40 @@ def bits_per_dim(
             )
         (estimator,) = steps
     if isinstance(estimator, GenerativeDCGMM):
-        own = estimator.bits_per_dim(X, n_levels=n_levels, random_state=random_state)
-        return np.asarray(own)
+        return np.asarray(estimator.bits_per_dim(X, n_levels=n_levels, random_state=random_state))
     rows = np.asarray(X)
     step = level_step(rows, n_levels)
+    if isinstance(estimator, GaussianMixture) and estimator.covariance_type in (
+        "diag",
+        "spherical",
+    ):
+        codes = np.round(check_array(rows) / step).astype(np.int64)
+        own = -_log_mass(estimator, codes, step, n_levels) / np.log(2) / rows.shape[1]
+        return np.asarray(own)
     everywhere = np.ones(rows.shape, dtype=bool)
     noisy = dequantise(rows, step, check_random_state(random_state), everywhere)
     nats = np.asarray(estimator.score_samples(noisy)) + rows[0].size * np.log(step)
     bits: FloatArray = -nats / np.log(2) / rows[0].size
     return bits
+
+
+def _log_mass(
+    mixture: GaussianMixture, codes: NDArray[np.int64], step: float, n_levels: int
+) -> FloatArray:
+    """Log probability of rows of levels under a mixture whose values are independent, (N,)."""
+    means = torch.from_numpy(mixture.means_)[None]  # (1, K, D)
+    variances = torch.from_numpy(np.reshape(mixture.covariances_, (len(mixture.means_), -1)))
+    roots = variances.expand(means.shape[1:]).rsqrt()[None]  # (1, K, D)
+    levels = step * torch.arange(n_levels, dtype=torch.float64)  # (V,)
+    n_values = means.shape[2]
+    inside = torch.ones(n_values, n_levels, dtype=torch.bool)
+    windows = Windows((n_values, 1, 1), (1, 1), (1, 1))
+    by_level = log_bins(levels, inside, means, roots).permute(0, 2, 3, 1)  # (1, D, V, K)
+    by_code = functional.pad(by_level, (0, 0, 1, 0))  # (1, D, V + 1, K)
+    log_weights = torch.from_numpy(mixture.weights_).log()  # (K,)
+    found = []
+    size = Images.batch_size(n_values * len(log_weights))
+    for part in torch.split(torch.from_numpy(codes + 1), size):
+        scores = look_up(by_code, part[..., None, None], windows).flatten(1)  # (N, K)
+        found.append((scores + log_weights).logsumexp(1))
+    return torch.cat(found).numpy()

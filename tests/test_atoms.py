@@ -230,7 +230,7 @@ def test_noise_bounds_where_nothing_is_integrated():
 def test_bits_of_mixtures_of_scikit_learn():
     X = two_pixels(n_levels=32, n_images=500)
     X = X[(X > 0).all(1) & (X < 31).all(1)]
-    mixture = GaussianMixture(2, reg_covar=1.0, random_state=0).fit(X)
+    mixture = GaussianMixture(2, reg_covar=1.0, random_state=0).fit(X.astype(float))
     bits = bits_per_dim(mixture, all_images(32), n_levels=32, random_state=0)
     assert np.exp2(-2 * bits).sum() == pytest.approx(1, abs=0.1)  # but for tails, and the noise
     in_a_pipeline = make_pipeline("passthrough", mixture)
@@ -243,6 +243,20 @@ def test_bits_of_mixtures_of_scikit_learn():
         bits_per_dim(scaled, X, n_levels=32)
     est = fitted(X.astype(np.float64), pixels="tiles")
     np.testing.assert_array_equal(bits_per_dim(est, X), est.bits_per_dim(X))
+
+
+@pytest.mark.parametrize("covariance_type", ["diag", "spherical"])
+def test_a_mixture_has_the_bits_of_the_stack_that_equals_it(covariance_type):
+    X = two_pixels().astype(np.float64)
+    make = {"covariance_type": covariance_type, "reg_covar": 30.0, "random_state": 0}
+    mixture = GaussianMixture(3, **make).fit(X)
+    est = fitted(X, [ConvGMM(3, covariance_type=covariance_type)], "tiles")
+    est.weights_ = {"convgmm1": mixture.weights_}
+    est.means_ = {"convgmm1": mixture.means_}
+    est.covariances_ = {"convgmm1": mixture.covariances_}
+    np.testing.assert_allclose(bits_per_dim(mixture, X), est.bits_per_dim(X), rtol=1e-9)
+    for units in (X.astype(np.uint8), X):
+        assert np.array_equal(bits_per_dim(mixture, units), bits_per_dim(mixture, X))
 
 
 def test_bits_do_not_depend_on_units():

@@ -570,7 +570,9 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
         Returns
         -------
         images : ndarray of shape (n_samples, ...)
-            In the shape of the rows of X in `fit`.
+            In the shape of the rows of X in `fit`, and like its values: clipped to their range
+            where that has ends, which many pixels have exactly, and whole numbers of the type of X
+            if that was small integers, such as uint8.
         labels : ndarray of shape (n_samples,)
             The clusters.
         """

@@ -237,7 +237,7 @@ class GenerativeDCGMM(BaseDCGMM):
         Returns
         -------
         ndarray or Tensor of shape (n_images, n_samples, ...)
-            In the shape of the rows of X in `fit`.
+            In the shape of the rows of X in `fit`, and like its values, as of `sample`.
         """
         images, generation = self._to_draw(X, temperature, top_s, random_state)
         return answer(X, self._draw_like(images, layer, n_samples, generation))
@@ -296,6 +296,8 @@ class GenerativeDCGMM(BaseDCGMM):
         Returns
         -------
         ndarray or Tensor of the shape of X
+            Draws are in the range of the values in `fit` if that has ends, and rounded if those
+            were whole numbers of a small type.
         """
         images, generation = self._to_draw(X, temperature, top_s, random_state)
         return answer(X, self._fill_in(images, mask, method, generation))

@@ -16,7 +16,9 @@ from skdcgmm.datasets import load_images
 from skdcgmm.plotting import DendrogramDisplay, PrototypesDisplay
 
 data = load_images("digits")
-est = DCGMMEstimator(image_shape=data.image_shape, random_state=0).fit(data.X_train)
+# A pyramid, the pixels for clusters, which are the default where a number of them is given.
+est = DCGMMEstimator(image_shape=data.image_shape, pixels="pyramid", random_state=0)
+est.fit(data.X_train)
 n_components = len(est.distances_) + 1
 print(n_components, "top components")
 

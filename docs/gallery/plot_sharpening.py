@@ -13,12 +13,13 @@ from skdcgmm.datasets import load_images
 from skdcgmm.plotting import SamplesDisplay
 
 data = load_images("digits")
-est = DCGMMEstimator(image_shape=data.image_shape, random_state=0).fit(data.X_train)
+est = DCGMMEstimator(image_shape=data.image_shape, pixels="tiles", random_state=0)
+est.fit(data.X_train)
 samples, _ = est.sample(24, random_state=0)
 sharp, values = est.sharpen(samples, n_steps=40, return_values=True)
 
 # %%
-# Exact draws carry the pixel noise of their components, which sharpening takes away.
+# Exact draws of tiles carry the pixel noise of their components, which sharpening takes away.
 fig, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
 for ax, images, title in zip(axes, (samples, sharp), ("samples", "sharpened"), strict=True):
     SamplesDisplay(images, image_shape=data.image_shape, n_columns=6).plot(ax=ax)

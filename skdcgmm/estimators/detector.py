@@ -233,6 +233,9 @@ distributed
     def calibrate(self, X: Any, score_method: str | None = None) -> Self:
         """Learn anew how normal images score, without training again.
 
+        From these images alone: what was learnt from those held out is replaced. Scores are in
+        units of how these images vary, so `offset_` and thresholds of one's own change.
+
         Parameters
         ----------
         X : array-like or Tensor, as in `fit`

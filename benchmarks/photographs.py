@@ -1,12 +1,16 @@
-"""What the default stack draws of photographs, beside as many real ones.
+"""What the default stack draws of photographs, or of digits and clothes, beside as many real ones.
 
 python -m benchmarks.photographs --data-home FOLDER --output docs/_static/photographs.png
+python -m benchmarks.photographs --data-home FOLDER --sets mnist fashion_mnist \
+    --output docs/_static/draws.png
 
-FOLDER holds gtsrb.npz (traffic signs, colour) and att_faces.npz (faces, which are made 64 x 64).
+FOLDER holds gtsrb.npz (traffic signs, colour) and att_faces.npz (faces, which are made 64 x 64), or
+mnist.npz and fashion_mnist.npz.
 """
 
 import argparse
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +26,6 @@ from skdcgmm.plotting import plot_images
 N_SHOWN, N_FEATURES = 40, 50
 
 
-def signs(folder):
-    with np.load(folder / "gtsrb.npz") as arrays:
-        return arrays["X_train"]
-
-
 def faces(folder):
     with np.load(folder / "att_faces.npz") as arrays:
         X = arrays["X"].astype(np.float32)
@@ -34,15 +33,29 @@ def faces(folder):
     return small.clip(0, 255).astype(np.uint8)
 
 
+def training(folder, name):
+    with np.load(folder / f"{name}.npz") as arrays:
+        return arrays["X_train"]
+
+
+SETS = {
+    "gtsrb": ("traffic signs (GTSRB)", partial(training, name="gtsrb")),
+    "att_faces": ("faces (AT&T)", faces),
+    "mnist": ("MNIST", partial(training, name="mnist")),
+    "fashion_mnist": ("Fashion-MNIST", partial(training, name="fashion_mnist")),
+}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data-home", type=Path, required=True)
+    parser.add_argument("--sets", nargs=2, choices=SETS, default=["gtsrb", "att_faces"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", default="photographs.png")
     options = parser.parse_args()
     figure = Figure(figsize=(10, 8.4), layout="constrained")
     axes = iter(figure.subplots(6, 1).flat)
-    for name, read in (("traffic signs (GTSRB)", signs), ("faces (AT&T)", faces)):
+    for name, read in (SETS[chosen] for chosen in options.sets):
         X = read(options.data_home)
         start = time.perf_counter()
         est = DCGMMEstimator(image_shape=X.shape[1:], random_state=options.seed).fit(X)

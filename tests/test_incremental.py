@@ -117,7 +117,7 @@ def test_a_stream_begins_once_images_differ(digits, n_blank, pixels):
 
 def test_a_stream_is_planned_for_more_than_its_first_chunk(digits):
     X = digits[0]
-    est = DCGMMEstimator(image_shape=(8, 8), random_state=0).partial_fit(X[:150])
+    est = DCGMMEstimator(image_shape=(8, 8), pixels="pyramid", random_state=0).partial_fit(X[:150])
     assert [weights.shape[-1] for weights in est.weights_.values()] == [100, 150]
     with pytest.warns(UserWarning, match="of 30 images, no layer can have more than 30 components"):
         clone(est).partial_fit(X[:30])

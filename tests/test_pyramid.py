@@ -269,8 +269,7 @@ def test_marginals_means_and_draws_are_exact_where_nothing_is_approximated(layer
 
 def test_missing_pixels_are_filled_in_well(digits):
     X = digits[0]
-    est = DCGMMEstimator(image_shape=(8, 8), random_state=0).fit(X[:1200])
-    assert est._stack.pyramid is not None
+    est = DCGMMEstimator(image_shape=(8, 8), pixels="pyramid", random_state=0).fit(X[:1200])
     hidden = X[1200:1500].copy()
     hidden[:, 32:] = np.nan
     missing = np.isnan(hidden)
@@ -340,11 +339,11 @@ def test_what_does_not_vary_changes_nothing(digits, plain_agreements, change):
 def test_auto_takes_a_pyramid_for_whole_images_and_tiles_else(digits):
     X = digits[0][:300]
     make = {"image_shape": (8, 8), "max_epochs": 1, "random_state": 0}
-    est = DCGMMEstimator(**make).fit(X)
+    est = DCGMMEstimator(10, **make).fit(X)
     assert "Pixels in a pyramid" in est.summary()
     missing = X.copy()
     missing[0, 0] = np.nan
-    assert "pyramid" not in DCGMMEstimator(**make).fit(missing).summary()
+    assert "pyramid" not in DCGMMEstimator(10, **make).fit(missing).summary()
     flat = DCGMMEstimator(layers=[ConvGMM(3)], **make).fit(X)
     assert "pyramid" not in flat.summary()
     with pytest.raises(ValueError, match=r"training of a pyramid.*Choose pixels='tiles'"):

@@ -146,10 +146,11 @@ def test_cluster_centers_are_the_means_of_the_paths():
 
 def test_centers_of_merged_clusters_are_weighted_means(digits):
     X, _ = digits
-    est = DCGMMEstimator(4, image_shape=(8, 8), max_epochs=5, random_state=0).fit(X)
+    make = {"image_shape": (8, 8), "pixels": "pyramid", "max_epochs": 5, "random_state": 0}
+    est = DCGMMEstimator(4, **make).fit(X)
     centers = est.cluster_centers_
     assert centers.shape == (4, 64)
-    each = DCGMMEstimator(image_shape=(8, 8), max_epochs=5, random_state=0).fit(X)
+    each = DCGMMEstimator(**make).fit(X)
     weights = next(reversed(each.weights_.values()))
     for cluster, center in enumerate(centers):
         belongs = est.clusters_ == cluster

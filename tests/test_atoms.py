@@ -149,6 +149,13 @@ def test_the_floor_falls_to_the_resolution():
         pixels = fitted(X * factor)._stack.pixels
         floor = pixels.min_variance.double() * pixels.scale.flatten()[0] ** 2
         np.testing.assert_allclose(floor, 0.25 * factor**2, rtol=1e-5)
+        falling = []
+        for done in (0.0, 0.1, 0.3, 0.4, 1.0):
+            pixels.anneal(done)
+            falling.append(pixels.min_variance.mean().item())
+            assert pixels.least_variance == pytest.approx(falling[-1], rel=1e-5)
+        assert falling[0] == pytest.approx(0.05, rel=1e-5)  # half of the variance of the channel
+        assert falling[0] > falling[1] > falling[2] > falling[3] == falling[4]
     fixed = fitted(X, reg_covar=30.0)
     assert fixed.covariances_["convgmm1"].min() >= 30 * (1 - 1e-6)
 
@@ -315,6 +322,17 @@ def test_draws_of_fractions_are_as_they_are():
     assert drawn.dtype == np.float64
     assert drawn.min() < X.min()
     assert drawn.max() > X.max()
+
+
+def test_a_channel_that_does_not_vary_does_not_choose():
+    rng = np.random.default_rng(0)
+    place = np.stack(np.meshgrid(np.arange(8), np.arange(8)), -1) - 3.5
+    slopes = np.einsum("hwa,na->nhw", place, rng.normal(size=(200, 2)))
+    light = whole(rng.uniform(60, 190, (200, 1, 1)) + slopes)
+    opaque = np.stack([light, np.full_like(light, 255)], -1)
+    est = DCGMMEstimator(max_epochs=1, random_state=0).fit(opaque)
+    assert est._stack.kind == "pyramid"
+    assert max(est.pixels_bits_.values()) < 8  # as many as are stored
 
 
 def test_held_out_bits_choose_the_kind_of_pixels():

@@ -13,7 +13,7 @@ _ROUNDING = 1e-3
 def level_step(rows: NDArray[Any], n_levels: int) -> float:
     """Difference between neighbouring values of images of `n_levels` values from 0 upwards.
 
-    It is 1, or if there are fractions or no floating-point value is above 1, that of the range 0-1.
+    It is 1, or that of the range 0-1 for floating-point values of which none is above 1.
 
     Raises
     ------

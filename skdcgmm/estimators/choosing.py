@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from itertools import islice
+from itertools import chain, count, islice
 from typing import Any
 
 import numpy as np
@@ -84,12 +84,15 @@ def _bits(
     stack.to(device)
     defaults = planning.defaults_of(stack)
     size = min(_STEP_IMAGES, planning.largest_step(stack))
+    epochs = kept.epochs(rng, size, None, stack.like, ranks.total)
+    step = find_steps(kept.tensor(slice(None), stack.like))  # (C, 1, 1)
+    # A channel that does not vary has the step of others.
+    finest = step[step > 0].amin() if (step > 0).any() else torch.ones_like(step[0])
+    step = torch.where(step > 0, step, finest)
     with computing(device):
         training = defaults.objective(stack, _N_STEPS, defaults.learning_rate)
-        while training.progress.steps < _N_STEPS:
-            epoch = kept.epochs(rng, size, None, stack.like, ranks.total)
-            for batch in islice(epoch.batches(), _N_STEPS - training.progress.steps):
-                training.step(batch)
+        for batch in islice(chain.from_iterable(epochs.batches() for _ in count()), _N_STEPS):
+            training.step(batch)
         with torch.no_grad():
             tree, total, n_values = stack(), 0.0, 0
             for part in held_out.in_order(_STEP_IMAGES, stack.like):
@@ -100,7 +103,6 @@ def _bits(
                 )
                 low, high = stack.ends
                 between = (part.x > low) & (part.x < high) | (kind != "atoms")
-                step = find_steps(part.x).clamp_min(torch.finfo(part.x.dtype).tiny)
                 x = torch.where(between, part.x + step * (uniform - 0.5), part.x)
                 seen = ~part.x.isnan()
                 nats = tree.log_prob(x).sum() + (step.log() * (between & seen)).sum()

@@ -123,8 +123,8 @@ class GenerativeDCGMM(BaseDCGMM):
         Parameters
         ----------
         X : array-like or Tensor, as in `fit`
-            Of whole numbers from 0 to `n_levels` - 1; or of these divided by `n_levels` - 1, if
-            `fit` has seen no value above 1 either. Missing values, NaN, take no bits.
+            Of whole numbers from 0 to `n_levels` - 1; or, in floating point with none above 1, of
+            these divided by `n_levels` - 1. Missing values, NaN, take no bits.
         n_levels : int, default=256
             Number of values that a pixel may have: 256 for 8 bits.
         random_state : int, RandomState instance or None, default=None

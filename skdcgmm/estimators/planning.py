@@ -21,7 +21,8 @@ from skdcgmm.published import objective as layerwise
 from skdcgmm.published.stack import LayerwiseStack
 from skdcgmm.training import Defaults, joint, ranks
 
-# Rows that are looked at for pixels, and the least side of images that would be taken for such.
+# Rows that are looked at for pixels or units, and the least side of images that would be taken for
+# pixels.
 _N_LOOKED_AT, _LEAST_SIDE = 100, 8
 _MAX_PIXEL = 2**16 - 1
 
@@ -29,7 +30,7 @@ _MAX_PIXEL = 2**16 - 1
 _FIRST_CHUNK = 60
 # A later chunk is of other units than the first if a pixel of the images that are looked at varies
 # by this many times as much.
-_OTHER_UNITS, _N_LOOKED_AT = 10.0, 100
+_OTHER_UNITS = 10.0
 OBJECTIVES = {"joint": joint.JOINT, "layerwise": layerwise.LAYERWISE}
 
 # Usual number of images that a stack starts from.
@@ -90,9 +91,9 @@ def _plan(
 
 
 def kinds_of(estimator: Any, shape: Shape, *, complete: bool = True) -> tuple[str, ...]:
-    """The kinds of pixels that an estimator may have; the one that held-out images choose.
+    """The kinds of pixels that an estimator may have; of several, held-out images choose.
 
-    The first serves very many images, the last few.
+    The first is that of very many images, the last that of few.
     """
     kind: str = estimator.pixels
     if kind == "auto":

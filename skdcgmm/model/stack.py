@@ -28,6 +28,8 @@ from skdcgmm.model.windows import Shape, Size, Windows
 # Share of the average table in tables that start as responsibilities of a window.
 _START_AVERAGE = 0.2
 _MIN_START_PROBABILITY = 1e-4
+# Error of a detail by rounding, in units of the last place of the largest.
+_ROUNDING = 16
 # Images whose details are looked at together.
 _SPLIT = 500
 # Weight of a component that has been emptied: small enough not to matter, large enough to have a
@@ -327,7 +329,11 @@ class Stack(BaseStack):
         for some in torch.split(x, _SPLIT):
             for total, part, average in zip(squares, basis.split(some), means, strict=True):
                 total += (part - average).double().square().sum(0)
+        # What differs by rounding only does not vary.
+        largest = max(float(part.abs().amax()) for part in means if part.numel())
+        rounding = (_ROUNDING * torch.finfo(x.dtype).eps * largest) ** 2
         variances = [total[0] / len(x) for total in squares]  # each (D, rows, columns)
+        variances = [torch.where(values > rounding, values, 0) for values in variances]
         emissions = cast("list[Details]", [self.pixels, *self.details])
         for level, (details, share) in enumerate(zip(emissions, floors(variances), strict=True)):
             details.set_floor(share)

@@ -59,7 +59,7 @@ class AtomsDensity(PixelDensity):
 
     def log_prob(self, x: Tensor, complete: bool = False) -> Tensor:
         """Log density of each window by component; missing values, NaN, are left out."""
-        low, high, between = self._places(x)
+        low, high, between = places(x, self.ends)
         weights = self._weights  # (P, K, 5 D)
         values = torch.where(between, (x - self.shift) / self.scale, 0).to(weights)  # (N, C, H, W)
         parts = (low, high, between, values, values.square())
@@ -68,12 +68,6 @@ class AtomsDensity(PixelDensity):
         scores = weights.expand(len(features), -1, -1) @ features.mT  # (R, K, N)
         by_window = scores.to(x).view(*self.windows.grid, *scores.shape[1:])
         return by_window.permute(3, 2, 0, 1)
-
-    def _places(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Which values are the lowest, the highest, and between; of missing ones none is."""
-        low, high = x <= self.ends[0], x >= self.ends[1]  # (N, C, H, W)
-        high &= ~low  # of a channel of one value, both are the same
-        return low, high, ~(low | high | x.isnan())
 
     @cached_property
     def _weights(self) -> Tensor:
@@ -93,7 +87,7 @@ class AtomsDensity(PixelDensity):
 
     def log_volume(self, x: Tensor, complete: bool = False) -> Tensor:
         """Logarithms of the scale, summed over the values of each window that are between."""
-        _, _, between = self._places(x)
+        _, _, between = places(x, self.ends)
         volumes = self.windows.unfold(between * self.scale.log()).sum(2)  # (R, N)
         return volumes.T.view(-1, *self.windows.grid)
 
@@ -251,9 +245,7 @@ class Atoms(Gaussian):
     ) -> Tensor | None:
         """Start every component as a window of `x`, a random one unless chosen, and some noise."""
         chosen = super().start(x, generator, chosen)
-        low, high = x <= self.ends[0], x >= self.ends[1]  # (N, C, H, W)
-        places = torch.stack([low, high & ~low, ~(low | high | x.isnan())], -1)
-        shares = [self.windows.unfold(places[..., i].to(x)) for i in range(3)]  # each (R, N, D)
+        shares = [self.windows.unfold(place.to(x)) for place in places(x, self.ends)]  # (R, N, D)
         parts = [part.reshape(len(self.means), -1, part.shape[2]) for part in shares]  # (P, M, D)
         average = torch.stack([part.mean(1, keepdim=True) for part in parts], -1)  # (P, 1, D, 3)
         picked = average
@@ -269,3 +261,10 @@ class Atoms(Gaussian):
         # Before images are known, as if values had no ends.
         n_ends = 0.0 if self.ends.is_meta else 2 * float(self.ends.isfinite().double().mean())
         return round(super().n_parameters / 2 * (2 + n_ends))
+
+
+def places(x: Tensor, ends: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Which values (N, C, H, W) are the lowest, the highest, and between; of missing ones none."""
+    low, high = x <= ends[0], x >= ends[1]  # (N, C, H, W)
+    high &= ~low  # of a channel of one value, both are the same
+    return low, high, ~(low | high | x.isnan())

@@ -8,7 +8,7 @@ from skdcgmm.metrics import bits_per_dim
 MODELS = models.BITS
 
 
-def tasks(quick):
+def tasks(data, quick):
     return [{}]
 
 

@@ -13,7 +13,7 @@ MODELS = models.CLASSIFICATION
 N_SAMPLES = 1000
 
 
-def tasks(quick):
+def tasks(data, quick):
     return [{"labels": n} for n in ("10 a class", "all")]
 
 

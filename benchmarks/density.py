@@ -7,7 +7,7 @@ from benchmarks import models
 MODELS = models.DENSITY
 
 
-def tasks(quick):
+def tasks(data, quick):
     return [{}]
 
 

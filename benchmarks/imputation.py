@@ -10,7 +10,7 @@ MODELS = models.IMPUTATION
 N_IMAGES = 2000
 
 
-def tasks(quick):
+def tasks(data, quick):
     return [{"hidden": "right half"}]
 
 

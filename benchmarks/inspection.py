@@ -81,7 +81,7 @@ def read(name, data_home):
     )  # fmt: skip
 
 
-def tasks(quick):
+def tasks(data, quick):
     return [{}]
 
 

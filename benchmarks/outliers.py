@@ -10,7 +10,7 @@ METHODS = ("both", "windows", "surprise", "density", "layer")
 MODELS = models.OUTLIERS
 
 
-def tasks(quick):
+def tasks(data, quick):
     return [{"left_out": left_out} for left_out in (range(1, 9, 7) if quick else range(10))]
 
 

@@ -16,10 +16,12 @@ import multiprocessing
 import resource
 from concurrent.futures import ProcessPoolExecutor
 from importlib import import_module
+from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 
-from benchmarks import report
-from skdcgmm.datasets import load_images
+from benchmarks import models, report
+from benchmarks.sets import read
 
 NAMES = [
     "outliers",
@@ -51,6 +53,9 @@ def main():
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--output", type=Path, default=FOLDER)
     options = parser.parse_args()
+    known = {model for name in NAMES for model in import_module(f"benchmarks.{name}").MODELS}
+    if unknown := set(options.models or ()) - known:
+        parser.error(f"--models must be some of {sorted(known)}; got {sorted(unknown)}.")
     if options.quick:
         options.output = options.output / "quick"
         options.seeds = options.seeds[:1]
@@ -68,49 +73,58 @@ def run(name, options):
     done = report.read(path)
     of_benchmark = options.data or getattr(benchmark, "DATA", DATA)
     for data in of_benchmark[:1] if options.quick else of_benchmark:
-        for seed in options.seeds:
-            for task in benchmark.tasks(options.quick):
-                for model in chosen_models(benchmark, options):
-                    key = {"data": data, "seed": seed, "model": model, **task}
-                    if any(key.items() <= row.items() for row in done):
-                        continue
-                    # A process of its own, so that its peak memory is that of the row.
-                    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                        rows = pool.submit(measure, name, key, options).result()
-                    with path.open("a") as file:
-                        for row in rows:
-                            print(json.dumps(row), file=file)
-                            print(json.dumps(row), flush=True)
+        for task in benchmark.tasks(data, options.quick):
+            for seed, model in product(options.seeds, benchmark.MODELS):
+                key = {"data": data, "seed": seed, "model": model, **task}
+                if any(key.items() <= row.items() for row in done) or not wanted(key, options):
+                    continue
+                # A process of its own, so that its peak memory is that of the row.
+                with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                    rows = pool.submit(measure, name, key, options).result()
+                with path.open("a") as file:
+                    for row in rows:
+                        print(json.dumps(row), file=file)
+                        print(json.dumps(row), flush=True)
 
 
-def chosen_models(benchmark, options):
+def wanted(key, options):
+    """Whether a row is asked for, and what it needs is there."""
+    model = key["model"]
     if options.models is not None:
-        unknown = set(options.models) - {m for n in NAMES for m in models_of(n)}
-        if unknown:
-            raise SystemExit(f"--models must be some of {list(benchmark.MODELS)}; got {unknown}.")
-        return [model for model in benchmark.MODELS if model in options.models]
-    return [m for m in benchmark.MODELS if not options.quick or m in QUICK_MODELS]
-
-
-def models_of(name):
-    return import_module(f"benchmarks.{name}").MODELS
+        asked = model in options.models
+    elif options.quick:
+        asked = model in QUICK_MODELS
+    else:
+        asked = (
+            key["seed"] == options.seeds[0] if model in models.ONCE else model not in models.SLOW
+        )
+    module = models.REQUIRES.get(model)
+    if asked and module is not None and find_spec(module) is None:
+        print(
+            f"Skipped {model}: it needs {module}, which `pip install skdcgmm[benchmark]` installs."
+        )
+        return False
+    return asked
 
 
 def measure(name, key, options):
     """The rows of one model in one task, as dictionaries."""
     task = dict(key)
-    benchmark = import_module(f"benchmarks.{name}")
-    read = getattr(benchmark, "read", load_images)
-    data = read(task.pop("data"), data_home=options.data_home)
+    data_name, model, seed = (task.pop(part) for part in ("data", "model", "seed"))
+    data = read(data_name, options.data_home)
+    data.name = data_name
     fit_parameters = {}
     if options.quick:
-        for key in ("X_train", "y_train", "X_test", "y_test", "mask"):
-            if data.get(key) is not None:
-                data[key] = data[key][: N_QUICK_TRAIN if "train" in key else N_QUICK_TEST]
-        if "DCGMM" in task["model"]:
+        cut(data)
+        if "DCGMM" in model:
             fit_parameters = {"max_epochs": QUICK_EPOCHS}
-    rows = list(
-        benchmark.measure(data, task.pop("model"), task.pop("seed"), fit_parameters, **task)
-    )
+    benchmark = import_module(f"benchmarks.{name}")
+    rows = list(benchmark.measure(data, model, seed, fit_parameters, **task))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return [{**key, **row, "peak_gib": round(peak, 2)} for row in rows]
+
+
+def cut(data):
+    for part in ("X_train", "y_train", "X_test", "y_test", "mask"):
+        if data.get(part) is not None:
+            data[part] = data[part][: N_QUICK_TRAIN if "train" in part else N_QUICK_TEST]

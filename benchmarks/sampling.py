@@ -16,7 +16,7 @@ N_SAMPLES = 10_000
 ALL = 10**6
 
 
-def tasks(quick):
+def tasks(data, quick):
     return [{"by_class": False}] if quick else [{"by_class": False}, {"by_class": True}]
 
 

@@ -1,7 +1,5 @@
 """Clusters of the training images, judged by the classes of the test images."""
 
-import time
-
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import HDBSCAN
@@ -11,6 +9,7 @@ from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import KNeighborsClassifier
 
 from benchmarks import models
+from benchmarks.clock import timed
 
 MODELS = models.CLUSTERING
 # Numbers of clusters, by set: that of the classes, and for two of them more.
@@ -36,7 +35,7 @@ def fit_for_each(make, data, seed):
     """What was asked for, labels of the test images, and seconds of the fit, one model each."""
     for n_clusters in N_CLUSTERS[data.name]:
         est = make(n_clusters, image_shape=data.image_shape, seed=seed)
-        fit_s = seconds(est.fit, data.X_train)
+        _, fit_s = timed(est.fit, data.X_train)
         yield {"n_clusters": n_clusters}, est.predict(data.X_test), fit_s
 
 
@@ -44,7 +43,7 @@ def one_fit(make, data, seed, **parameters):
     """The same of a stack, whose one fit serves all numbers of clusters."""
     n_clusters, *others = N_CLUSTERS[data.name]
     est = make(n_clusters, image_shape=data.image_shape, seed=seed, **parameters)
-    fit_s = seconds(est.fit, data.X_train)
+    _, fit_s = timed(est.fit, data.X_train)
     for number in (n_clusters, *others):
         est.set_params(n_clusters=number)
         yield {"n_clusters": number}, est.predict(data.X_test), fit_s
@@ -57,19 +56,19 @@ def mapped(make, data, seed):
     nearest training image that is in one.
     """
     umap = make(None, data.image_shape, seed)
-    map_s = seconds(umap.fit, data.X_train)
+    _, map_s = timed(umap.fit, data.X_train)
     points, points_test = umap.embedding_, umap.transform(data.X_test)
     for n_clusters in N_CLUSTERS[data.name]:
         mixture = GaussianMixture(n_clusters, random_state=seed)
-        fit_s = map_s + seconds(mixture.fit, points)
+        _, fit_s = timed(mixture.fit, points)
         found = {"n_clusters": n_clusters, "then": "GaussianMixture full"}
-        yield found, mixture.predict(points_test), fit_s
+        yield found, mixture.predict(points_test), map_s + fit_s
     least = max(HDBSCAN_LEAST, round(HDBSCAN_SHARE * len(points)))
     dense = HDBSCAN(min_cluster_size=least, min_samples=10, copy=True)
-    fit_s = map_s + seconds(dense.fit, points)
+    _, fit_s = timed(dense.fit, points)
     inside = dense.labels_ >= 0
     nearest = KNeighborsClassifier(1).fit(points[inside], dense.labels_[inside])
-    yield {"n_clusters": None, "then": "HDBSCAN"}, nearest.predict(points_test), fit_s
+    yield {"n_clusters": None, "then": "HDBSCAN"}, nearest.predict(points_test), map_s + fit_s
 
 
 def judged(labels, y):
@@ -82,9 +81,3 @@ def judged(labels, y):
         "purity": round(float(counts.max(1).sum() / counts.sum()), 4),
         "used": len(np.unique(labels)),
     }
-
-
-def seconds(function, *arguments):
-    start = time.perf_counter()
-    function(*arguments)
-    return time.perf_counter() - start

@@ -14,7 +14,7 @@ from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.semi_supervised import SelfTrainingClassifier
 
-from skdcgmm import ConvGMM, DCGMMClassifier, DCGMMEstimator, DCGMMOutlierDetector
+from skdcgmm import ConvGMM, DCGMMClassifier, DCGMMEstimator, DCGMMImputer, DCGMMOutlierDetector
 
 # Of images in 0-1, for all mixtures on pixels, so that their densities compare.
 REG_COVAR = 0.05
@@ -125,19 +125,43 @@ class MixtureImputer:
         return np.where(seen, X, softmax(scores, axis=1) @ means)
 
 
+class PCAImputer:
+    """The exact conditional mean of probabilistic PCA, for images that miss the same pixels."""
+
+    def __init__(self, seed):
+        self._pca = PCA(PCA_COMPONENTS, random_state=seed)
+
+    def fit(self, X):
+        self._pca.fit(X)
+        return self
+
+    def impute(self, X):
+        pca, seen = self._pca, ~np.isnan(X[0])
+        scales = np.sqrt(np.maximum(pca.explained_variance_ - pca.noise_variance_, 0))
+        loadings = pca.components_ * scales[:, None]  # (L, D)
+        known = loadings[:, seen]
+        precision = known @ known.T + pca.noise_variance_ * np.eye(len(known))
+        latent = np.linalg.solve(precision, known @ (X - pca.mean_)[:, seen].T)  # (L, N)
+        return np.where(seen, X, pca.mean_ + latent.T @ loadings)
+
+
 class NeighbourImputer:
-    """scikit-learn's imputation by the 20 nearest of 5000 training images."""
+    """scikit-learn's imputation by the 20 nearest of at most 5000 training images."""
 
     def __init__(self, seed):
         self._imputer, self._seed = KNNImputer(n_neighbors=20), seed
 
     def fit(self, X):
-        chosen = np.random.RandomState(self._seed).choice(len(X), 5000, replace=False)
+        chosen = np.random.RandomState(self._seed).permutation(len(X))[:5000]
         self._imputer.fit(X[chosen])
         return self
 
     def impute(self, X):
         return self._imputer.transform(X)
+
+
+def imputer(image_shape, seed, **parameters):
+    return DCGMMImputer(image_shape=image_shape, random_state=seed, **parameters)
 
 
 def classifier(image_shape, seed, **parameters):
@@ -199,13 +223,6 @@ GENERATIVE = {
     "GaussianMixture full 10 after PCA": partial(full_after_pca, 10),
     "GaussianMixture full 49 after PCA": partial(full_after_pca, 49),
 }
-DENSITY = {
-    "DCGMM": partial(deep, None),
-    "flat DCGMM 49": partial(flat, 49),
-    "flat DCGMM 400": partial(flat, 400),
-    "GaussianMixture diag 49": partial(diagonal, 49),
-    "GaussianMixture diag 400": partial(diagonal, 400),
-}
 # A floor of the variances of some steps between values, so that the density is not that of noise.
 BITS = {
     "DCGMM": lambda image_shape, seed, **parameters: DCGMMEstimator(
@@ -226,13 +243,15 @@ CLASSIFICATION = {
     ),
     "nearest neighbour": lambda image_shape, seed: KNeighborsClassifier(1, algorithm="brute"),
 }
-IMPUTATION = {
-    "DCGMM": partial(deep, None),
+INPAINTING = {
+    "DCGMM": imputer,
+    "DCGMM atoms": partial(imputer, pixels="atoms"),
     "GaussianMixture diag 49": lambda image_shape, seed: MixtureImputer(
         diagonal(49, image_shape, seed)
     ),
     "GaussianMixture diag 400": lambda image_shape, seed: MixtureImputer(
         diagonal(400, image_shape, seed)
     ),
+    "probabilistic PCA": lambda image_shape, seed: PCAImputer(seed),
     "KNNImputer": lambda image_shape, seed: NeighbourImputer(seed),
 }

@@ -3,6 +3,7 @@
     python -m benchmarks all --data-home FOLDER
     python -m benchmarks outliers --data mnist --seeds 0 --models DCGMM "nearest neighbour"
     python -m benchmarks report
+    python -m benchmarks gpu --help
 
 Every row is measured in a process of its own, with its times and its peak memory, and appended to
 docs/benchmarks/NAME.jsonl; rows that are there are not measured again, so that a run can be
@@ -25,13 +26,15 @@ from benchmarks.sets import read
 
 NAMES = [
     "outliers",
+    "oneclass",
     "inspection",
     "clustering",
     "sampling",
-    "density",
     "bits",
-    "imputation",
+    "ranking",
+    "inpainting",
     "classification",
+    "speed",
 ]
 DATA = ["mnist", "fashion_mnist"]
 FOLDER = Path(__file__).parent.parent / "docs" / "benchmarks"
@@ -71,10 +74,11 @@ def run(name, options):
     benchmark = import_module(f"benchmarks.{name}")
     path = options.output / f"{name}.jsonl"
     done = report.read(path)
+    n_seeds = getattr(benchmark, "N_SEEDS", None)
     of_benchmark = options.data or getattr(benchmark, "DATA", DATA)
     for data in of_benchmark[:1] if options.quick else of_benchmark:
         for task in benchmark.tasks(data, options.quick):
-            for seed, model in product(options.seeds, benchmark.MODELS):
+            for seed, model in product(options.seeds[:n_seeds], benchmark.MODELS):
                 key = {"data": data, "seed": seed, "model": model, **task}
                 if any(key.items() <= row.items() for row in done) or not wanted(key, options):
                     continue

@@ -5,7 +5,7 @@ from sklearn.metrics import roc_auc_score
 from benchmarks import models
 from benchmarks.clock import timed
 
-METHODS = ("both", "windows", "surprise", "density", "layer")
+METHODS = ("both", "windows", "surprise", "density")
 MODELS = models.OUTLIERS
 
 

@@ -16,17 +16,13 @@ SIDES = {"att_faces": 64}
 def read(name, data_home=None):
     """Images as rows in 0-1, labels, and masks of defects where there are some.
 
-    Without test images of its own, all images of a set are both. FOLDER/NAME.npz holds bytes as
-    X_train (or X), X_test, and labels and masks beside them; other sets are those of `load_images`.
+    Without test images of its own, all images of a set are both. Sets without a file are those of
+    `load_images`.
     """
-    home = data_home if data_home is not None else os.environ.get("SKDCGMM_DATA", ".")
-    path = Path(home) / f"{name}.npz"
-    if not path.is_file():
+    parts = arrays(name, data_home)
+    if parts is None:
         return load_images(name, data_home=data_home)
-    with np.load(path) as arrays:
-        parts = dict(arrays)
-    X = squared(parts.get("X_train", parts.get("X")), SIDES.get(name))
-    y = parts.get("y_train", parts.get("y"))
+    X, y = parts["X_train"], parts.get("y_train")
     masks = [parts[key] > 0 for key in ("mask_test", "boxmask_test") if key in parts]
     return Bunch(
         X_train=rows(X), y_train=labels(y),
@@ -35,9 +31,20 @@ def read(name, data_home=None):
     )  # fmt: skip
 
 
+def arrays(name, data_home=None):
+    """The arrays of FOLDER/NAME.npz as they are, images of bytes; None if there is no such file."""
+    home = data_home if data_home is not None else os.environ.get("SKDCGMM_DATA", ".")
+    path = Path(home) / f"{name}.npz"
+    if not path.is_file():
+        return None
+    with np.load(path) as file:
+        parts = {{"X": "X_train", "y": "y_train"}.get(key, key): file[key] for key in file}
+    if name in SIDES:
+        parts["X_train"] = squared(parts["X_train"], SIDES[name])
+    return parts
+
+
 def squared(X, side):
-    if side is None:
-        return X
     small = zoom(X.astype(np.float32), (1, side / X.shape[1], side / X.shape[2]), order=1)
     return small.clip(0, 255).astype(np.uint8)
 

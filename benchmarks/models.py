@@ -128,8 +128,8 @@ class MixtureImputer:
 class PCAImputer:
     """The exact conditional mean of probabilistic PCA, for images that miss the same pixels."""
 
-    def __init__(self, seed):
-        self._pca = PCA(PCA_COMPONENTS, random_state=seed)
+    def __init__(self, seed, n_components=PCA_COMPONENTS):
+        self._pca = PCA(n_components, random_state=seed)
 
     def fit(self, X):
         self._pca.fit(X)

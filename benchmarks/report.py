@@ -13,9 +13,9 @@ COSTS = ("fit_s", "score_s", "peak_gib")
 class Table(NamedTuple):
     """What a table shows of rows, one for each set of images.
 
-    `shows` is its first line; `names` are what tells its lines apart, of which one may `group` them;
-    `figures` its columns, or by the values of `spread` the first one. `plotted` is the figure of the
-    plot above. A `part` is one of the benchmark of speed.
+    `shows` is its first line; `names` tell its lines apart, and one of them may `group` them;
+    `figures` are its columns, or by the values of `spread` the first one. `plotted` is the figure
+    of the plot above. A `part` is one of the benchmark of speed.
     """
 
     shows: str

@@ -13,22 +13,25 @@ FIRST_HELD_OUT = 35
 
 
 def tasks(data, quick):
-    halves = ["left", "lower"] if data == "att_faces" else ["right"]
-    return [{"hidden": half} for half in halves]
+    return [{}]
 
 
-def measure(data, model, seed, fit_parameters, hidden):
+def measure(data, model, seed, fit_parameters):
+    if model == "DCGMM pyramid" and data.name != "att_faces":
+        return  # takes seconds an image
     X_train, X = split(data)
-    mask = half(data.image_shape, hidden)
     est = MODELS[model](image_shape=data.image_shape, seed=seed, **fit_parameters)
     _, fit_s = timed(est.fit, X_train)
-    filled, impute_s = timed(est.impute, np.where(mask, np.nan, X))
-    error = np.square(255 * (filled - X)[:, mask]).mean()
-    yield {
-        "mse": round(float(error), 1),
-        "fit_s": round(fit_s, 2),
-        "score_s": round(impute_s, 2),
-    }
+    for hidden in ("left", "lower") if data.name == "att_faces" else ("right",):
+        mask = half(data.image_shape, hidden)
+        filled, impute_s = timed(est.impute, np.where(mask, np.nan, X))
+        error = np.square(255 * (filled - X)[:, mask]).mean()
+        yield {
+            "hidden": hidden,
+            "mse": round(float(error), 1),
+            "fit_s": round(fit_s, 2),
+            "score_s": round(impute_s, 2),
+        }
 
 
 def split(data):

@@ -246,6 +246,7 @@ CLASSIFICATION = {
 INPAINTING = {
     "DCGMM": imputer,
     "DCGMM atoms": partial(imputer, pixels="atoms"),
+    "DCGMM pyramid": partial(imputer, pixels="pyramid"),
     "GaussianMixture diag 49": lambda image_shape, seed: MixtureImputer(
         diagonal(49, image_shape, seed)
     ),

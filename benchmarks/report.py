@@ -155,11 +155,14 @@ def plot(rows, table):
     panels = {data: lines_of([r for r in rows if r["data"] == data], table)
               for data in in_order(rows, "data")}  # fmt: skip
     n_columns = min(2, len(panels))
-    n_rows = -(-len(panels) // n_columns)
-    height = n_rows * (1.2 + 0.25 * max(map(len, panels.values())))
+    n_lines = [len(lines) for lines in panels.values()]
+    heights = [
+        1.2 + 0.25 * max(n_lines[i : i + n_columns]) for i in range(0, len(panels), n_columns)
+    ]
     picture, axes = plt.subplots(
-        n_rows, n_columns, figsize=(5.5 * n_columns, height), layout="constrained", squeeze=False
-    )
+        len(heights), n_columns, figsize=(5.5 * n_columns, sum(heights)), layout="constrained",
+        squeeze=False, height_ratios=heights,
+    )  # fmt: skip
     for ax in axes.flat[len(panels) :]:
         ax.remove()
     for (data, lines), ax in zip(panels.items(), axes.flat, strict=False):
@@ -171,7 +174,8 @@ def plot(rows, table):
             ax.plot(values, [y] * len(values), "o", color=colour, alpha=0.4, markersize=4)
             ax.plot(means[key], y, "|", color=colour, markersize=14, markeredgewidth=2)
         names = [", ".join(str(part) for part in key if part is not None) for key in ordered]
-        ax.set(title=data, xlabel=figure, xscale=table.scale, yticks=range(len(names)))
+        ax.set(title=data, xlabel=figure, xscale=table.scale, yticks=range(len(names)),
+               ylim=(-0.6, len(names) - 0.4))  # fmt: skip
         ax.set_yticklabels(names)
         ax.grid(axis="x", alpha=0.3)
     return picture

@@ -73,9 +73,7 @@ def measure(data, model, seed, fit_parameters):
     for rank, index in enumerate(np.argsort(-found["mean_test_held_out"]), start=1):
         pixels, layers = list(CANDIDATES)[index]
         yield {
-            "candidate": f"{pixels}, {layers}"
-            if pixels == "GaussianMixture"
-            else f"{pixels}: {layers}",
+            "candidate": f"{pixels}: {layers}",
             "rank": rank,
             "held_out_bits": round(-float(found["mean_test_held_out"][index]), 3),
             "test_bits": round(-float(found["mean_test_test"][index]), 3),

@@ -142,7 +142,8 @@ def test_the_score_of_an_image_begins_with_the_lowest_of_its_map(fitted, good):
     line, spread = extremes._line, extremes._level_spread
     lowest = np.minimum(lowest, extremes._highest)
     level = np.maximum(0, (rows[:, -1] - line[0] - line[1] * lowest) / spread)
-    np.testing.assert_allclose(fitted.score_samples(X), lowest - level, rtol=1e-3, atol=1e-3)
+    expected = lowest - 0.75 * level**2
+    np.testing.assert_allclose(fitted.score_samples(X), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_defects_are_found_and_shown(fitted, good):
@@ -269,17 +270,23 @@ def test_images_without_weight_do_not_count(good):
 
 
 def test_both_scores_add_up(digits):
-    """The whole counts by how far images are told from their views, here digits: by nearly all."""
+    """By how far images are told from their views, here digits: nearly all."""
     est = detector(image_shape=(8, 8), layers=[ConvGMM(20, 4, shared=False), ConvGMM(20)],
                    window_size=3, max_epochs=20)  # fmt: skip
     X = digits[0]
     est.fit(X)
     whole = est.calibrate(X, "surprise").score_samples(X)
     both = est.calibrate(X, "both").score_samples(X)
+    upright = est._calibrated._upright
+    assert 0.5 < upright <= 1
+    rows = est._measure(est._check_fitted_images(X), windows=True)
+    worst = np.minimum(est._extremes.worst(rows), est._extremes._highest)
+    low = np.quantile(est._extremes.worst(rows), 0.05)
     windows = est.calibrate(X, "windows").score_samples(X)
-    share = (both - windows) / (whole / whole.std())
-    assert 1 < np.median(share) < 2 + 1e-5
-    np.testing.assert_allclose(share, np.median(share), rtol=0.05)
+    level = windows - worst  # squared, times -0.75
+    lowest = (1 - upright) * worst + upright * np.minimum(0, worst - low)
+    expected = 2 * upright * whole / whole.std() + lowest + level
+    np.testing.assert_allclose(both, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_weighted_quantiles():

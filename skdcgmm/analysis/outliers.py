@@ -27,12 +27,15 @@ _TINY = np.finfo(np.float64).tiny
 _LOW, _LOW_SD = 0.1, 1.2816
 # Least spread of log densities of windows, in nats.
 _LEAST_SPREAD = 1e-3
-# Standard deviations of the whole beside one of the windows.
-_WHOLE = 2.0
+# Weights, beside the unlikeliest window, of the whole and of how much too likely all windows are,
+# squared.
+_WHOLE, _LEVEL = 2.0, 0.75
+# Share of normal images whose unlikeliest window counts where the whole is told from its views.
+_RARE = 0.05
 
 
 def views(x: Tensor) -> list[Tensor]:
-    """Images, and what they look like turned: all rotations of their frame.
+    """Images, and what they look like turned.
 
     Parameters
     ----------
@@ -41,10 +44,10 @@ def views(x: Tensor) -> list[Tensor]:
     Returns
     -------
     list of Tensor of shape (N, C, H, W)
-        The images themselves first; four if they are square, else two.
+        The images themselves first; then turned by a quarter if they are square, and by a half.
     """
     x = images_last(x)  # as layers read them, which copies need not be
-    turns = range(4) if x.shape[2] == x.shape[3] else (0, 2)
+    turns = (0, 1, 2) if x.shape[2] == x.shape[3] else (0, 2)
     return [x.rot90(turn, (2, 3)) for turn in turns]
 
 
@@ -83,6 +86,7 @@ class Extremes:
         if self._known:
             worst = self.worst(rows)
             self._highest = float(np.quantile(worst, 1 - _LOW))
+            self._rare = float(np.quantile(worst, _RARE))
             design = np.column_stack([np.ones(len(rows)), np.minimum(worst, self._highest)])
             self._line = np.linalg.lstsq(design, rows[:, -1], rcond=None)[0]
             residuals = rows[:, -1] - design @ self._line
@@ -98,18 +102,24 @@ class Extremes:
         """Lowest of the standardised log densities of an image's windows, (N,)."""
         return cast("FloatArray", np.nanmin((rows[:, :-1] - self._usual) / self._spread, 1))
 
-    def score(self, rows: FloatArray) -> FloatArray:
-        """Score of each image, (N,); 0 if nothing is known of its windows."""
+    def score(self, rows: FloatArray, upright: float = 0.0) -> FloatArray:
+        """Score of each image, (N,); 0 if nothing is known of its windows.
+
+        `upright` is `Surprise.upright`. Where the stack knows what belongs together, it tells more
+        of ordinary images than their unlikeliest window, which counts only if it is a rare one.
+        """
         scores = np.zeros(len(rows), rows.dtype)
         known = ~np.isnan(rows[:, -1]) & self._known
         if not known.any():
             return scores
         rows = rows[known].astype(np.float64)
         worst = np.minimum(self.worst(rows), self._highest)
+        rare = np.minimum(0, worst - self._rare)
         with np.errstate(invalid="ignore"):
             above = rows[:, -1] - self._line[0] - self._line[1] * worst
+            lowest = rare + (1 - upright) * (worst - rare)
         level = np.maximum(0, above / self._level_spread)
-        scores[known] = np.where(worst == -np.inf, -np.inf, worst - level)
+        scores[known] = np.where(worst == -np.inf, -np.inf, lowest - _LEVEL * level**2)
         return scores
 
 
@@ -152,7 +162,10 @@ class Surprise:
         statistics = rows[:, : self._n_statistics]
         self._rounding = _NEGLIGIBLE * float(np.median(np.abs(statistics).max(1)))
         self._spread = max(float(self._contrasts(rows).std()), self._rounding, _TINY)
-        self._typical = Density(self._profile(rows), self._rounding, rng)
+        profile = self._profile(rows)
+        # Views that are not like images at all may be of another magnitude.
+        by_column = _NEGLIGIBLE * np.median(np.abs(profile), 0)
+        self._typical = Density(profile, np.maximum(by_column, self._rounding), rng)
         self._together = Sum(self._gains(rows), self._rounding)
         self._total = Sum(self._terms(rows), self._rounding)
         return self
@@ -231,8 +244,9 @@ class Surprise:
 class Calibrated:
     """A score of windows, of the whole, or of both, that has learnt how normal images score.
 
-    Both: the score of the windows, and twice that of the whole in standard deviations, weighted by
-    how far images have a right way round that the stack knows (`Surprise.upright`).
+    Both: the score of the windows, and twice that of the whole in standard deviations. How far
+    images have a right way round that the stack knows (`Surprise.upright`) is the weight of the
+    whole; and so much less weighs an unlikeliest window that is no rare one.
 
     Parameters
     ----------
@@ -247,7 +261,7 @@ class Calibrated:
 
     def fit(self, rows: FloatArray, rng: RandomState) -> Self:
         """Learn from rows of what `Extremes` and `Surprise` measure of normal images."""
-        self._weight = 1.0 if self.n_layers else 0.0
+        self._upright, self._weight = 0.0, 1.0
         if self.n_windows:
             self._extremes = Extremes().fit(rows[:, : self.n_windows])
         if self.n_layers:
@@ -256,15 +270,15 @@ class Calibrated:
             if self.n_windows:
                 scores = self._surprise.score(whole)
                 spread = float(scores[np.isfinite(scores)].std())
-                upright = self._surprise.upright(whole)
-                self._weight = _WHOLE * upright / spread if spread > 0 else 0.0
+                self._upright = self._surprise.upright(whole)
+                self._weight = _WHOLE * self._upright / spread if spread > 0 else 0.0
         return self
 
     def score(self, rows: FloatArray) -> FloatArray:
         """Score of each image, (N,); the larger, the more normal."""
         scores = np.zeros(len(rows), rows.dtype)
         if self.n_windows:
-            scores += self._extremes.score(rows[:, : self.n_windows])
+            scores += self._extremes.score(rows[:, : self.n_windows], self._upright)
         if self.n_layers:
             whole = self._surprise.score(rows[:, self.n_windows :])
             scores += np.where(np.isfinite(whole), self._weight * whole, whole)
@@ -286,14 +300,17 @@ class Sum:
 
 
 class Density:
-    """Log density of rows under a mixture of training rows, whitened."""
+    """Log density of rows under a mixture of training rows, whitened.
 
-    def __init__(self, rows: FloatArray, rounding: float, rng: RandomState) -> None:
-        self._mean, self._rounding = rows.mean(0), rounding
-        _, singular, directions = np.linalg.svd(rows - self._mean, full_matrices=False)
+    `rounding` says how large rounding errors of the columns are.
+    """
+
+    def __init__(self, rows: FloatArray, rounding: FloatArray, rng: RandomState) -> None:
+        self._mean, self._unit = rows.mean(0), np.maximum(rounding, _TINY)
+        _, singular, directions = np.linalg.svd(self._in_units(rows), full_matrices=False)
         spread = singular / np.sqrt(len(rows) - 1)
         # Directions in which statistics do not differ hold rounding errors.
-        kept = spread > rounding
+        kept = spread > 1
         self._whitening = directions[kept].T / spread[kept]  # (statistics, directions)
         n_components = max(1, min(_N_COMPONENTS, len(rows) // 100))
         self._mixture = GaussianMixture(
@@ -307,13 +324,16 @@ class Density:
         """Whether training rows differ by no more than rounding errors."""
         return not self._whitening.size
 
+    def _in_units(self, rows: FloatArray) -> FloatArray:
+        return cast("FloatArray", (rows - self._mean) / self._unit)
+
     def _whiten(self, rows: FloatArray) -> FloatArray:
-        return cast("FloatArray", (rows - self._mean) @ self._whitening)
+        return self._in_units(rows) @ self._whitening
 
     def __call__(self, rows: FloatArray) -> FloatArray:
         """Log density of each row, (N,)."""
         if self.alike:
-            apart: FloatArray = np.abs(rows - self._mean).max(1) / max(self._rounding, _TINY)
+            apart: FloatArray = np.abs(self._in_units(rows)).max(1)
             return np.minimum(0, 1 - apart)
         return cast("FloatArray", self._mixture.score_samples(self._whiten(rows)))
 

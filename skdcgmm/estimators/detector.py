@@ -72,15 +72,16 @@ class DCGMMOutlierDetector(NamedLayers, OutlierMixin, BaseDCGMM):
     score_method : str, default="auto"
         What `score_samples` returns.
 
-        - "both": the score "windows", plus twice the score "surprise" in its standard deviations,
+        - "both": the score "windows", plus twice the score "surprise" in its standard deviations
           times how far the images held out are told from their turned views: by 1 where all are
           likelier than these, as digits and clothes are, by 0 where half are or fewer, as of
-          boards, textures and parts that lie anyhow.
+          boards, textures and parts that lie anyhow. As far as they are, an unlikely window counts
+          only by what it is below those of nineteen of twenty normal images.
         - "windows": the lowest value of `score_map`, but no more than nine of ten normal images
           have; less, if the windows in full resolution have on average a higher log density than
-          in normal images with as low a value, by how many standard deviations. So an image is
-          abnormal for a scratch, and for being smooth where a texture should be. 0 for an image
-          without a complete window.
+          in normal images with as low a value, by three quarters of the square of how many
+          standard deviations. So an image is abnormal for a scratch, and for being smooth where a
+          texture should be. 0 for an image without a complete window.
         - "surprise": the sum of four terms, each in standard deviations of the images held out.
           How usual the log densities of the image in all layers, and those of its turned views,
           are; how much likelier it is than its views; how much better its parts fit its cluster

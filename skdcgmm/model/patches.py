@@ -25,6 +25,8 @@ _FLOOR = 0.01
 N_WINDOWS, _N_MEANS, _DECAY = 5000, 5, 0.7
 # Positions along a side from which windows need not lie at every offset.
 _DENSE = 14
+# Whitened values that stay in the cache of a processor.
+_CACHED = 2**18
 _LOG_2_PI = math.log(2 * math.pi)
 
 
@@ -86,11 +88,15 @@ class GaussianMixture(NamedTuple):
 
     def scores(self, v: Tensor) -> Tensor:
         """Log of weight times density of each component, (N, K), of values (N, D)."""
+        n_components, n_values = self.means.shape
         volume = self.whitening.diagonal(dim1=1, dim2=2).log().sum(1)  # (K,)
-        constant = self.log_weights + volume - 0.5 * v.shape[1] * _LOG_2_PI  # (K,)
-        squares = v.new_empty(len(v), len(constant))  # (N, K)
-        for k, (mean, whitening) in enumerate(zip(self.means, self.whitening, strict=True)):
-            squares[:, k] = ((v - mean) @ whitening.T).square().sum(1)
+        constant = self.log_weights + volume - 0.5 * n_values * _LOG_2_PI  # (K,)
+        whitened_means = (self.whitening @ self.means[..., None]).flatten()  # (K * D,)
+        squares = v.new_empty(len(v), n_components)  # (N, K)
+        n_at_once = max(1, _CACHED // len(whitened_means))
+        for part, of_part in zip(v.split(n_at_once), squares.split(n_at_once), strict=True):
+            whitened = torch.addmm(-whitened_means, part, self.whitening.flatten(0, 1).T)
+            torch.sum(whitened.square_().view(-1, n_components, n_values), 2, out=of_part)
         return constant - 0.5 * squares
 
     def log_prob(self, v: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ TABLES = {
     ),
     "speed_step": Table(
         "milliseconds for 250 images, beside the bare matrix products",
-        ["stack"], ["step_ms", "step_products_ms", "score_ms", "score_products_ms", "step_mib"],
+        ["stack"], ["step_ms", "step_products_ms", "score_ms", "score_products_ms"],
         plotted="step_ms", lower_is_better=True, scale="log",
         costs=(), part="step",
     ),
@@ -110,7 +110,7 @@ TABLES = {
 }  # fmt: skip
 # Digits after the point; else three.
 DIGITS = {"frechet": 1, "mse": 0, "used": 0, "peak_gib": 1, "file_gib": 2, "memory_gib": 2,
-          "nats": 1, "parameters": 0, "step_mib": 0, "calls_to_pay": 0, "share": 2}  # fmt: skip
+          "nats": 1, "parameters": 0, "calls_to_pay": 0, "share": 2}  # fmt: skip
 
 
 def read(path):

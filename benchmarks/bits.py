@@ -5,6 +5,7 @@ from benchmarks.clock import timed
 from skdcgmm.metrics import bits_per_dim
 
 MODELS = models.BITS
+N_SEEDS = 1
 
 
 def tasks(data, quick):

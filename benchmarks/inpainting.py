@@ -7,6 +7,7 @@ from benchmarks.clock import timed
 
 DATA = ["mnist", "fashion_mnist", "att_faces"]
 MODELS = models.INPAINTING
+N_SEEDS = 1
 N_IMAGES = 2000
 # Of forty people, ten images each, those from this one on are to be filled in.
 FIRST_HELD_OUT = 35

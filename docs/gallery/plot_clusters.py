@@ -32,3 +32,10 @@ ax.set(xlabel="cluster", ylabel="digit")
 # The log density of the training images by epoch; in the first 30 % of the training it is tempered.
 fig, ax = plt.subplots(figsize=(6, 3), layout="constrained")
 TrainingDisplay.from_estimator(est, ax=ax)
+
+# %%
+# Objects on a turntable (COIL-20, 1440 images), in twenty clusters, a row each. The first holds
+# what no other would take; two pairs of alike objects, cars and boxes, share two clusters.
+#
+# .. image:: /_static/objects.png
+#    :alt: Ten images of each of twenty clusters of objects.

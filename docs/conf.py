@@ -25,7 +25,7 @@ nitpicky = True  # a reference to nowhere is an error
 # Not by inventory: the documentation also builds without a network.
 _SKLEARN = "https://scikit-learn.org/stable/modules/generated/sklearn.%s.html"
 extlinks = {"sklearn": (_SKLEARN, None)}
-exclude_patterns = ["_build", "benchmarks", "gallery", "sg_execution_times.rst"]
+exclude_patterns = ["_build", "benchmarks", "gallery", "**sg_execution_times.rst"]
 sphinx_gallery_conf = {
     "examples_dirs": "gallery",
     "gallery_dirs": "auto_gallery",

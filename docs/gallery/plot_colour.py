@@ -6,6 +6,7 @@ Images may have colours: here, patches of a microscope's picture of tissue, of 1
 clusters, put back where the patches were cut, divide the picture.
 """
 
+# sphinx_gallery_thumbnail_number = 2
 import matplotlib.pyplot as plt
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view

@@ -7,6 +7,7 @@ The images are pieces of three textures, of 16 x 16 pixels; a piece has no right
 that all positions share their components.
 """
 
+# sphinx_gallery_thumbnail_number = 2
 import matplotlib.pyplot as plt
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view

@@ -328,7 +328,7 @@ class Density:
         return cast("FloatArray", (rows - self._mean) / self._unit)
 
     def _whiten(self, rows: FloatArray) -> FloatArray:
-        return self._in_units(rows) @ self._whitening
+        return cast("FloatArray", self._in_units(rows) @ self._whitening)
 
     def __call__(self, rows: FloatArray) -> FloatArray:
         """Log density of each row, (N,)."""

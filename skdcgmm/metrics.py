@@ -96,9 +96,8 @@ def _log_mass(
     roots = variances.expand(means.shape[1:]).rsqrt()[None]  # (1, K, D)
     levels = step * torch.arange(n_levels, dtype=torch.float64)  # (V,)
     n_values = means.shape[2]
-    inside = torch.ones(n_values, n_levels, dtype=torch.bool)
     windows = Windows((n_values, 1, 1), (1, 1), (1, 1))
-    by_level = log_bins(levels, inside, means, roots).permute(0, 2, 3, 1)  # (1, D, V, K)
+    by_level = log_bins(levels, means, roots).permute(0, 2, 3, 1)  # (1, D, V, K)
     by_code = functional.pad(by_level, (0, 0, 1, 0))  # (1, D, V + 1, K)
     log_weights = torch.from_numpy(mixture.weights_).log()  # (K,)
     found = []

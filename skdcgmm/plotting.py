@@ -31,6 +31,8 @@ Array = NDArray[Any]
 _MISSING = (0.45, 0.6, 0.85)
 # Colour of what is abnormal, and how much of it covers the image at most.
 _ABNORMAL, _COVER = (0.9, 0.1, 0.1), 0.8
+# Longer side of an image beside its map in inches, and height of its title as a share of that side.
+_SIDE, _STRIP = 1.5, 0.16
 # Of a dendrogram: space of a leaf along the axis, as scipy has it, and height and distance of the
 # pictures below, as shares of the axes.
 _LEAF, _PICTURE_HEIGHT, _GAP = 10, 0.25, 0.03
@@ -300,7 +302,7 @@ class InpaintingDisplay(_ImagesDisplay):
 
 
 class AnomalyDisplay:
-    """Images, and below each the same with its abnormal places in red.
+    """Images with their scores, and below each the same with its abnormal places in red.
 
     Parameters
     ----------
@@ -309,16 +311,24 @@ class AnomalyDisplay:
         Scores of pixels, as of `DCGMMOutlierDetector.score_map`: abnormal if below 0.
     image_shape : (int, int) or (int, int, int)
         Height, width and, if there are several, channels.
+    scores : array-like of shape (n_images,), default=None
+        Scores of the images, which are written above them.
+    n_columns : int, default=5
 
     Attributes
     ----------
     ax_ : matplotlib Axes
     figure_ : matplotlib Figure
+    colorbar_ : matplotlib Colorbar or None
     """
 
-    def __init__(self, images: ArrayLike, maps: ArrayLike, *, image_shape: tuple[int, ...]) -> None:
+    def __init__(
+        self, images: ArrayLike, maps: ArrayLike, *,
+        image_shape: tuple[int, ...], scores: ArrayLike | None = None, n_columns: int = 5,
+    ) -> None:  # fmt: skip
         self.images, self.maps = np.asarray(images, dtype=np.float64), np.asarray(maps)
-        self.image_shape = image_shape
+        self.scores = None if scores is None else np.asarray(scores)
+        self.image_shape, self.n_columns = image_shape, n_columns
 
     def plot(
         self,
@@ -327,6 +337,7 @@ class AnomalyDisplay:
         low: float = -5.0,
         vmin: float | None = None,
         vmax: float | None = None,
+        colorbar: bool = True,
     ) -> Self:
         """Draw the images and their abnormal places.
 
@@ -338,6 +349,8 @@ class AnomalyDisplay:
             Score, below 0, from which the red is full; at 0 there is none.
         vmin, vmax : float, default=None
             As for `plot_images`.
+        colorbar : bool, default=True
+            Whether a bar says which red is which score.
 
         Returns
         -------
@@ -346,32 +359,52 @@ class AnomalyDisplay:
         check_number("low", low, low=-np.inf, high=0, open_low=True)
         height, width, channels = (*self.image_shape, 1)[:3]
         images = self.images.reshape(-1, height, width, channels)
-        if self.maps.shape != images.shape[:3]:
+        n_images = len(images)
+        if self.maps.shape != (n_images, height, width):
             raise ValueError(
                 f"maps must have the shape (n_images, height, width) of the images, "
                 f"{images.shape[:3]}; got {self.maps.shape}."
             )
+        if self.scores is not None and self.scores.shape != (n_images,):
+            raise ValueError(f"scores must be of shape {(n_images,)}; got {self.scores.shape}.")
         black, white = _limits(images, vmin, vmax)
         images = np.clip((images - black) / (white - black if white > black else np.inf), 0, 1)
-        shown = np.broadcast_to(images[..., :3], (*images.shape[:3], 3))
+        shown = np.broadcast_to(images[..., :3], (n_images, height, width, 3))
         # Where there is no score there is nothing to show.
         share = _COVER * np.clip(np.nan_to_num(self.maps) / low, 0, 1)[..., None]
         marked = (1 - share) * shown + share * np.array(_ABNORMAL)
+        # Each image above its marked one, and a white strip for its score above both.
+        strip = 0 if self.scores is None else math.ceil(_STRIP * max(height, width))
+        above, between = (np.ones((n_images, rows, width, 3)) for rows in (strip, 1))
+        pairs = np.concatenate([above, shown, between, marked], 1)  # (n, strip + 2 h + 1, w, 3)
+        n_columns = min(self.n_columns, n_images)
+        if ax is None:
+            n_rows, inch = -(-n_images // n_columns), _SIDE / max(height, width)
+            size = inch * n_columns * (width + 1), inch * n_rows * (pairs.shape[1] + 1)
+            ax = _axes(None, figsize=(size[0] + 1, size[1]))
         self.ax_ = plot_images(
-            np.concatenate([shown, marked]), image_shape=(height, width, 3),
-            n_columns=len(images), ax=ax, vmin=0, vmax=1,
-        )  # fmt: skip
+            pairs, image_shape=pairs.shape[1:], n_columns=n_columns, ax=ax, vmin=0, vmax=1
+        )
+        for i, score in enumerate([] if self.scores is None else self.scores):
+            row, column = divmod(i, n_columns)
+            left, top = column * (width + 1) + 1, row * (pairs.shape[1] + 1) + 1
+            middle = left + (width - 1) / 2, top + (strip - 1) / 2
+            ax.text(*middle, f"score {score:.1f}", ha="center", va="center")
         self.figure_ = self.ax_.figure
+        self.colorbar_ = _bar_of_reds(self.ax_, low) if colorbar else None
         return self
 
     @classmethod
-    def from_estimator(cls, estimator: Any, X: Any, *, ax: Any = None, **kwargs: Any) -> Self:
+    def from_estimator(
+        cls, estimator: Any, X: Any, *, n_columns: int = 5, ax: Any = None, **kwargs: Any
+    ) -> Self:
         """Draw where images are abnormal to a fitted detector.
 
         Parameters
         ----------
         estimator : DCGMMOutlierDetector
         X : array-like or Tensor, as in `fit`
+        n_columns : int, default=5
         ax : matplotlib Axes, default=None
         **kwargs
             For `plot`.
@@ -380,8 +413,24 @@ class AnomalyDisplay:
         -------
         AnomalyDisplay
         """
-        maps = np.asarray(estimator.score_map(X))
-        return cls(X, maps, image_shape=estimator.image_shape_).plot(ax=ax, **kwargs)
+        maps, scores = (np.asarray(of(X)) for of in (estimator.score_map, estimator.score_samples))
+        display = cls(
+            X, maps, image_shape=estimator.image_shape_, scores=scores, n_columns=n_columns
+        )
+        return display.plot(ax=ax, **kwargs)
+
+
+def _bar_of_reds(ax: Any, low: float) -> Any:
+    """A colour bar of the scores of pixels, as they look on white."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import LinearSegmentedColormap, Normalize
+
+    full = tuple(1 - _COVER * (1 - np.array(_ABNORMAL)))
+    reds = LinearSegmentedColormap.from_list("reds", [full, (1.0, 1.0, 1.0)])
+    scores = ScalarMappable(Normalize(low, 0), reds)
+    return ax.figure.colorbar(
+        scores, ax=ax, label="score of the pixel", shrink=0.8, aspect=30, extend="min"
+    )
 
 
 class TrainingDisplay:

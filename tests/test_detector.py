@@ -301,12 +301,20 @@ def test_what_is_held_out_by_default(digits):
         detector = DCGMMOutlierDetector(max_epochs=1, random_state=0, **parameters).fit(X)
         return "validation_loss" in detector.history_[0]
 
-    assert n_held_out(X[:100], image_shape=(8, 8))
-    assert not n_held_out(X[:99], image_shape=(8, 8))
+    assert n_held_out(X[:50], image_shape=(8, 8))
+    assert not n_held_out(X[:49], image_shape=(8, 8))
     assert not n_held_out(X)  # plain features
     assert not n_held_out(DataLoader(X, 500), image_shape=(8, 8))
     with pytest.raises(ValueError, match="validation_fraction must be 'auto'"):
         n_held_out(X, validation_fraction="all")
+
+
+def test_what_a_stack_knows_by_heart_does_not_count_beside_windows(digits):
+    X = digits[0]
+    detector = DCGMMOutlierDetector(image_shape=(8, 8), max_epochs=5, random_state=0).fit(X[:40])
+    both = detector.score_samples(X)
+    windows = clone(detector).set_params(score_method="windows").fit(X[:40]).score_samples(X)
+    np.testing.assert_allclose(both, windows)
 
 
 def test_a_fit_stopped_in_calibration_keeps_its_stack(digits, monkeypatch):

@@ -128,11 +128,44 @@ def test_abnormal_places_are_red_and_others_as_they_are(digits):
         AnomalyDisplay(X, maps[:, 0], image_shape=(8, 8)).plot()
     with pytest.raises(ValueError, match="low must be a number"):
         drawn.plot(low=1.0)
+    with pytest.raises(ValueError, match=r"scores must be of shape \(4,\); got \(3,\)"):
+        AnomalyDisplay(X, maps, image_shape=(8, 8), scores=[1, 2, 3]).plot()
+
+
+def test_abnormal_images_have_their_scores_above_and_one_bar_for_all(digits):
+    X = digits[0][:7]
+    maps = np.zeros((7, 8, 8))
+    display = AnomalyDisplay(X, maps, image_shape=(8, 8), scores=np.arange(7), n_columns=4).plot(
+        low=-3, vmin=0, vmax=1
+    )
+    shown = display.ax_.images[0].get_array()
+    strip = 2  # rows above each image, for its score
+    assert shown.shape == (1 + 2 * (strip + 8 + 1 + 8 + 1), 1 + 4 * 9, 3)
+    sixth = shown[1 + 20 + strip :][:8, 1 + 9 :][:, :8, 0]
+    np.testing.assert_allclose(sixth, X[5].reshape(8, 8), atol=1e-6)
+    titles = [text.get_text() for text in display.ax_.texts]
+    assert titles == [f"score {i:.1f}" for i in range(7)]
+    column, row = display.ax_.texts[5].get_position()
+    assert (column, row) == (1 + 9 + 3.5, 1 + 20 + 0.5)
+    assert (display.colorbar_.vmin, display.colorbar_.vmax) == (-3, 0)
+    # The bar has the colours of white pixels, and each image is seen large enough.
+    white = AnomalyDisplay(np.ones((1, 1, 1)), np.full((1, 1, 1), -2.0), image_shape=(1, 1))
+    pixel = white.plot(low=-3, vmin=0, vmax=1).ax_.images[0].get_array()[3, 1]
+    np.testing.assert_allclose(display.colorbar_.cmap(1 / 3)[:3], pixel, atol=0.01)
+    width, height = display.figure_.get_size_inches()
+    assert width > 4 * 1.5
+    assert height > 2 * 2 * 1.5
+    assert display.plot(colorbar=False).colorbar_ is None
+
+
+def test_anomalies_of_a_detector_are_those_of_its_methods(digits):
+    X = digits[0][:4]
     detector = DCGMMOutlierDetector(
         layers=[ConvGMM(4, 4), ConvGMM(3)], image_shape=(8, 8), max_epochs=1, random_state=0
     ).fit(digits[0][:200])
     display = AnomalyDisplay.from_estimator(detector, X)
     np.testing.assert_array_equal(display.maps, detector.score_map(X))
+    np.testing.assert_array_equal(display.scores, detector.score_samples(X))
 
 
 def test_training_is_drawn_by_epoch(fitted):

@@ -6,6 +6,7 @@ Ten clusters of digits. Each is made of many components of the top layer, whose 
 show what it is.
 """
 
+# sphinx_gallery_thumbnail_path = '_static/objects.png'
 import matplotlib.pyplot as plt
 from sklearn.metrics import ConfusionMatrixDisplay, normalized_mutual_info_score
 
@@ -32,3 +33,10 @@ ax.set(xlabel="cluster", ylabel="digit")
 # The log density of the training images by epoch; in the first 30 % of the training it is tempered.
 fig, ax = plt.subplots(figsize=(6, 3), layout="constrained")
 TrainingDisplay.from_estimator(est, ax=ax)
+
+# %%
+# Objects on a turntable (COIL-20, 1440 images), in twenty clusters, a row each. Some
+# hold two kinds of objects, such as cars and boxes.
+#
+# .. image:: /_static/objects.png
+#    :alt: Ten images of each of twenty clusters of objects.

@@ -1,43 +1,69 @@
 """
-A model, read layer by layer
-============================
+A pyramid, read layer by layer
+==============================
 
-What a fitted stack has learnt can be looked at: parts in the first layer, and how they go together
-in the tables of the next. What each layer sees in an image is in :doc:`plot_readout`.
+In a pyramid, each layer emits the details of its windows, and hands their means to the layer above.
+The images are pieces of three textures, of 16 x 16 pixels; a piece has no right place in them, so
+that all positions share their components.
 """
 
+# sphinx_gallery_thumbnail_number = 2
 import matplotlib.pyplot as plt
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from scipy.fft import idctn
+from skimage.data import brick, grass, gravel
+from sklearn.linear_model import LogisticRegression
 
 from skdcgmm import ConvGMM, DCGMMEstimator
-from skdcgmm.datasets import load_images
-from skdcgmm.plotting import PrototypesDisplay, plot_images
+from skdcgmm.plotting import SamplesDisplay, plot_images
 
-data = load_images("digits")
-stack = [("parts", ConvGMM(40, kernel_size=4, shared=False)), ("whole", ConvGMM(60))]
-est = DCGMMEstimator(layers=stack, image_shape=data.image_shape, random_state=0).fit(data.X_train)
-for name, means in est.means_.items():
-    print(name, means.shape)
+side = 16
 
-# %%
-# The first layer has a mixture at each of two by two positions: parts of digits, 4 x 4 pixels each.
-fig, axes = plt.subplots(2, 2, figsize=(8, 5), layout="constrained")
-for position in np.ndindex(2, 2):
-    ax = axes[position]
-    plot_images(est.means_["parts"][position], image_shape=(4, 4), n_columns=10, ax=ax)
-    ax.set_title(f"parts at row {position[0]}, column {position[1]}")
 
-# %%
-# A component of the top layer has a table for each position: the probability of each part there.
-top = np.argsort(-est.weights_["whole"])[:10]  # the ten heaviest components
-tables = est.means_["whole"].reshape(60, 2, 2, 40)[top]
-fig, axes = plt.subplots(1, 4, figsize=(10, 2.6), layout="constrained", sharey=True)
-for ax, position in zip(axes, np.ndindex(2, 2), strict=True):
-    picture = ax.imshow(tables[:, *position], cmap="Greys", vmin=0, vmax=1, aspect="auto")
-    ax.set(xlabel="part", title=f"row {position[0]}, column {position[1]}")
-axes[0].set(ylabel="top component", yticks=range(10), yticklabels=top)
-fig.colorbar(picture, ax=axes, label="probability")
+def pieces(texture, step):
+    return sliding_window_view(texture, (side, side))[::step, ::step].reshape(-1, side, side)
+
+
+textures = [brick(), grass(), gravel()]
+X = np.concatenate([pieces(texture[:, :320], 10) for texture in textures])
+X_test = np.concatenate([pieces(texture[:, 320:], side) for texture in textures])
+y, y_test = (np.repeat(["brick", "grass", "gravel"], len(each) // 3) for each in (X, X_test))
+layers = [
+    ("4 x 4", ConvGMM(48, kernel_size=4)),
+    ("8 x 8", ConvGMM(48, kernel_size=2)),
+    ("16 x 16", ConvGMM(100)),
+]
+est = DCGMMEstimator(layers=layers, pixels="pyramid", random_state=0).fit(X)
+print(est.summary())
 
 # %%
-# Parts, averaged by these tables, are the mean image of each top component.
-PrototypesDisplay.from_estimator(est, n_columns=15)
+# Components of the first layer emit details of 4 x 4 pixels, as coefficients of cosines, of which
+# the first, the mean, is missing: it is for the layers above to say.
+details = np.pad(est.means_["4 x 4"], [(0, 0), (1, 0)]).reshape(-1, 4, 4)
+order = np.argsort(-est.weights_["4 x 4"].mean((0, 1)))  # over positions
+plot_images(idctn(details[order], axes=(1, 2), norm="ortho"), image_shape=(4, 4), n_columns=16)
+
+# %%
+# What does a layer know of an image? ``sample_like`` keeps what it is sure of there, and draws anew
+# what is below. Rows: images; the same from the first layer, the second, and the top.
+shown = X_test[:: len(X_test) // 14][:14]
+rows = [shown]
+for layer in est.means_:
+    rows.append(est.sample_like(shown, layer=layer, n_samples=1, temperature=0, random_state=0))
+images = np.concatenate([each.reshape(-1, side, side) for each in rows])
+SamplesDisplay(images, image_shape=(side, side), n_columns=14).plot()
+
+# %%
+# Which layer knows what texture it is? Responsibilities of its components, as features of a linear
+# classifier, say it; the stack has seen no classes, and need not learn again.
+accuracies = {}
+for layer in est.means_:
+    features = est.set_params(transform_layers=layer).transform(X)
+    linear = LogisticRegression(max_iter=1000).fit(features, y)
+    accuracies[layer] = linear.score(est.transform(X_test), y_test)
+linear = LogisticRegression(max_iter=1000).fit(X.reshape(len(X), -1) / 255, y)
+accuracies["pixels"] = linear.score(X_test.reshape(len(X_test), -1) / 255, y_test)
+fig, ax = plt.subplots(figsize=(5, 2), layout="constrained")
+ax.barh(list(accuracies), list(accuracies.values()))
+ax.set(xlabel="accuracy on new pieces", xlim=(0, 1))

@@ -17,7 +17,7 @@ from sklearn.preprocessing import MinMaxScaler
 
 from skdcgmm import DCGMMOutlierDetector
 from skdcgmm.datasets import load_images
-from skdcgmm.plotting import AnomalyDisplay, SamplesDisplay
+from skdcgmm.plotting import SamplesDisplay
 
 data = load_images("digits")
 normal = data.X_train[data.y_train != 0]
@@ -73,21 +73,4 @@ order = np.argsort(model.score_samples(data.X_test))
 SamplesDisplay(data.X_test[order[:30]], image_shape=data.image_shape, n_columns=15).plot()
 
 # %%
-# Where is an image abnormal? ``score_map`` says it for each pixel, by the least likely window that
-# sees it, in standard deviations of the least likely windows of normal images: half of these have
-# a pixel below 0, one in six has one below -1. Here, two by two pixels are inverted. Digits of
-# eight by eight pixels ask for smaller windows than usual.
-make = {"image_shape": data.image_shape, "window_size": 4, "score_method": "windows"}
-detector = DCGMMOutlierDetector(random_state=0, max_epochs=1, **make).fit(data.X_train)
-images = data.X_test[:10].reshape(-1, 4, 2, 4, 2).copy()
-damaged = np.zeros(images.shape, dtype=bool)
-for i, (row, column) in enumerate(np.random.default_rng(0).integers(4, size=(10, 2))):
-    damaged[i, row, :, column] = True
-images = np.where(damaged, 1 - images, images).reshape(10, 64)
-display = AnomalyDisplay.from_estimator(detector, images)
-
-# %%
-# The least likely window of the image is one that sees the damage in
-maps = detector.score_map(images)
-lowest = maps == maps.min((1, 2), keepdims=True)
-print((lowest & damaged.reshape(10, 8, 8)).any((1, 2)).sum(), "of 10")
+# Where an image is abnormal is told in :doc:`plot_inspection`.

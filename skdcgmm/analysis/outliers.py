@@ -259,8 +259,11 @@ class Calibrated:
     def __init__(self, n_windows: int, n_layers: int) -> None:
         self.n_windows, self.n_layers = n_windows, n_layers
 
-    def fit(self, rows: FloatArray, rng: RandomState) -> Self:
-        """Learn from rows of what `Extremes` and `Surprise` measure of normal images."""
+    def fit(self, rows: FloatArray, rng: RandomState, *, few: bool = False) -> Self:
+        """Learn from rows of what `Extremes` and `Surprise` measure of normal images.
+
+        `few` says that the stack knows them by heart: beside windows, the whole does not count.
+        """
         self._upright, self._weight = 0.0, 1.0
         if self.n_windows:
             self._extremes = Extremes().fit(rows[:, : self.n_windows])
@@ -270,7 +273,7 @@ class Calibrated:
             if self.n_windows:
                 scores = self._surprise.score(whole)
                 spread = float(scores[np.isfinite(scores)].std())
-                self._upright = self._surprise.upright(whole)
+                self._upright = 0.0 if few else self._surprise.upright(whole)
                 self._weight = _WHOLE * self._upright / spread if spread > 0 else 0.0
         return self
 
@@ -328,7 +331,7 @@ class Density:
         return cast("FloatArray", (rows - self._mean) / self._unit)
 
     def _whiten(self, rows: FloatArray) -> FloatArray:
-        return self._in_units(rows) @ self._whitening
+        return cast("FloatArray", self._in_units(rows) @ self._whitening)
 
     def __call__(self, rows: FloatArray) -> FloatArray:
         """Log density of each row, (N,)."""

@@ -66,9 +66,9 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
         other. "pyramid": the mean of each window, in each colour, is what the layer above sees of
         it, and components of every layer emit the details of their windows, in an orthonormal
         basis, each in units of its own; so light and colour are drawn from coarse to fine.
-        "atoms": tiles of pixels at the resolution of the data; a value at an end of the range that
-        many pixels have exactly, such as black, has a probability of its own, and the log density
-        is with respect to length plus these points (see `bits_per_dim`). "auto", if
+        "atoms": tiles of pixels at the resolution of the data; Gaussians are cut off at an end of
+        the range that many pixels have exactly, such as black: what is beyond is at it, and the log
+        density is with respect to length plus these points (see `bits_per_dim`). "auto", if
         `layers="auto"` and `reg_covar` is None: with `n_clusters`, a pyramid, or tiles if pixels
         are missing or there is one layer only; without, that of atoms and these under which
         held-out images have the fewest bits, after short trainings. Else tiles. All are exact
@@ -149,9 +149,9 @@ class DCGMMEstimator(NamedLayers, ClusterMixin, TransformerMixin, GenerativeDCGM
         it; changing the arrays themselves does not, they are copies.
     means_ : dict of str to ndarray of shape (..., K, D)
         Means; the values of a window are in the order (row, column, channel) of the rows of X,
-        and those of the first layer in units of X, but in a pyramid. Above the first layer of a
-        joint stack, these are tables: the probability, by cell of the window, of each component
-        below.
+        and those of the first layer in units of X, but in a pyramid; with atoms, of Gaussians that
+        are not yet cut off. Above the first layer of a joint stack, these are tables: the
+        probability, by cell of the window, of each component below.
     covariances_, precisions_ : dict of str to ndarray of shape (..., K, D) or (..., K)
         Variances and their inverses, of layers that hold Gaussians; without the last axis if
         spherical.

@@ -38,10 +38,10 @@ from skdcgmm.model.windows import Size
 from skdcgmm.training import ranks
 
 # Parts of the images to calibrate with that are scored by what the others say, and images for that.
-_N_FOLDS, _MIN_FOLDED = 5, 50
+_N_FOLDS, _MIN_FOLDED = 5, 10
 # Share of the images held out by default, and least number of images for that: of fewer, those that
 # are left would teach too little.
-_HELD_OUT, _MIN_HELD_OUT_OF = 0.2, 100
+_HELD_OUT, _MIN_HELD_OUT_OF = 0.2, 50
 # Side of windows.
 _WINDOW = 6
 # Most steps in which windows are learnt, and images and values of a step.
@@ -76,7 +76,8 @@ class DCGMMOutlierDetector(NamedLayers, OutlierMixin, BaseDCGMM):
           times how far the images held out are told from their turned views: by 1 where all are
           likelier than these, as digits and clothes are, by 0 where half are or fewer, as of
           boards, textures and parts that lie anyhow. As far as they are, an unlikely window counts
-          only by what it is below those of nineteen of twenty normal images.
+          only by what it is below those of nineteen of twenty normal images. "windows" of fewer
+          than 50 images of which none is held out.
         - "windows": the lowest value of `score_map`, but no more than nine of ten normal images
           have; less, if the windows in full resolution have on average a higher log density than
           in normal images with as low a value, by three quarters of the square of how many
@@ -93,7 +94,7 @@ class DCGMMOutlierDetector(NamedLayers, OutlierMixin, BaseDCGMM):
         As for `DCGMMEstimator`.
     validation_fraction : float or None, default="auto"
         Share of X set aside to judge progress, and to learn from how images score that the stack
-        has not seen. "auto": 0.2 of 100 images or more in an array; none of plain features, to
+        has not seen. "auto": 0.2 of 50 images or more in an array; none of plain features, to
         which a flat mixture fits less closely, nor of batches. With None, new images score lower
         than those of the training, and too many are called outliers: a fifth of new digits, and
         most of new clothes, where a tenth or less was asked for.
@@ -487,7 +488,8 @@ distributed
             check_no_overflow(rows)
             n_layers = len(self._stack.names) if of_whole else 0
             n_windows = windows.shape[1] if of_windows else 0
-            self._calibrated = Calibrated(n_windows, n_layers).fit(rows, rng)
+            few = seen and len(rows) < _MIN_HELD_OUT_OF
+            self._calibrated = Calibrated(n_windows, n_layers).fit(rows, rng, few=few)
             scores = self._calibrated.score(rows)
             if not seen and len(rows) >= _MIN_FOLDED:
                 # What is learnt from an image makes it score higher than a new one.

@@ -15,28 +15,24 @@ from skdcgmm.model.windows import Windows
 _LEAST_LOG = -1e5
 
 
-def log_bins(levels: Tensor, inside: Tensor, means: Tensor, root_precisions: Tensor) -> Tensor:
+def log_bins(levels: Tensor, means: Tensor, root_precisions: Tensor) -> Tensor:
     """Log probability that a Gaussian value rounds to a level.
 
     Parameters
     ----------
     levels : Tensor of shape (V,)
         Rising.
-    inside : Tensor of bool of shape (D, V)
-        Which of them, all in a row, a value may round to.
     means, root_precisions : Tensor of shape (P, K, D)
         In the units of the levels.
 
     Returns
     -------
     Tensor of shape (P, K, D, V)
-        The probabilities of levels that are inside sum to 1; others have no meaning.
+        The probabilities sum to 1.
     """
     middles = (levels[1:] + levels[:-1]) / 2  # (V - 1,)
-    before = functional.pad(inside[:, :-1], (1, 0))  # (D, V)
-    after = functional.pad(inside[:, 1:], (0, 1))  # (D, V)
-    lower = torch.where(before, functional.pad(middles, (1, 0)), -math.inf)  # (D, V)
-    upper = torch.where(after, functional.pad(middles, (0, 1)), math.inf)  # (D, V)
+    lower = functional.pad(middles, (1, 0), value=-math.inf)  # (V,)
+    upper = functional.pad(middles, (0, 1), value=math.inf)  # (V,)
     lower = (lower - means[..., None]) * root_precisions[..., None]  # (P, K, D, V)
     upper = (upper - means[..., None]) * root_precisions[..., None]  # (P, K, D, V)
     # In the lower tail, where small probabilities are precise.

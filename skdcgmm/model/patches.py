@@ -94,9 +94,10 @@ class GaussianMixture(NamedTuple):
         whitened_means = (self.whitening @ self.means[..., None]).flatten()  # (K * D,)
         squares = v.new_empty(len(v), n_components)  # (N, K)
         n_at_once = max(1, _CACHED // len(whitened_means))
-        for part, of_part in zip(v.split(n_at_once), squares.split(n_at_once), strict=True):
-            whitened = torch.addmm(-whitened_means, part, self.whitening.flatten(0, 1).T)
-            torch.sum(whitened.square_().view(-1, n_components, n_values), 2, out=of_part)
+        for first in range(0, len(v), n_at_once):
+            part = slice(first, first + n_at_once)
+            whitened = torch.addmm(-whitened_means, v[part], self.whitening.flatten(0, 1).T)
+            torch.sum(whitened.square_().view(-1, n_components, n_values), 2, out=squares[part])
         return constant - 0.5 * squares
 
     def log_prob(self, v: Tensor) -> Tensor:

@@ -1,9 +1,13 @@
 """Pixels at the resolution of the data, with atoms at both ends of their range.
 
-A component says of a pixel that it is exactly the lowest value, exactly the highest, or between
-them, and then Gaussian. The log density is with respect to length plus a point at each end. So
-black is black, and variances may be as small as an error of rounding. Parameters are ordered as
-those of `gaussian`; the probabilities of a value are (lowest, highest, between).
+A component says of a pixel what a Gaussian does, and that all beyond an end is at that end, as in a
+camera: of the values that round to the end too. The log density is with respect to length plus a
+point at each end. So black is black, and variances may be as small as an error of rounding.
+Parameters are those of `gaussian`, of what there is before it is cut off.
+
+References
+----------
+J. Tobin: Estimation of relationships for limited dependent variables. Econometrica 26(1), 1958.
 """
 
 import math
@@ -12,12 +16,16 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from skdcgmm.model import tables
 from skdcgmm.model.bins import log_bins
-from skdcgmm.model.pixels import PixelDensity, find_ends, find_steps, no_ends, take_windows
-from skdcgmm.model.pixels.gaussian import INTERNAL_VARIANCE, Gaussian, natural_parameters
+from skdcgmm.model.pixels import PixelDensity, find_ends, find_steps, no_ends
+from skdcgmm.model.pixels.gaussian import (
+    INTERNAL_VARIANCE,
+    LOG_2PI,
+    Gaussian,
+    natural_parameters,
+)
 from skdcgmm.model.windows import Size, Windows
 
 # Goal of the floor of the variances, in squared steps of the data's resolution; and the least in
@@ -25,41 +33,39 @@ from skdcgmm.model.windows import Size, Windows
 _STEP_FLOOR, _LEAST_FLOOR = 0.25, 1e-5
 # What it falls from, half of the variance of a channel, and the share of training that this takes.
 _START_FLOOR, _FALL = 0.5 * INTERNAL_VARIANCE, 0.4
-# Of the probabilities that components start with: how much is of all windows, and how much even.
-_START_AVERAGE, _START_EVEN = 0.3, 0.1
 
 
 @dataclass(frozen=True, eq=False)
 class AtomsDensity(PixelDensity):
-    """Density of windows whose values are at an end of their range, or Gaussian between the ends.
+    """Density of windows of Gaussian values, of which those beyond an end of their range are at it.
 
     Attributes
     ----------
-    probabilities : Tensor of shape (P, K, D, 3)
-        Of the lowest value, the highest, and those between; zero of an end that is no atom.
     means, root_precisions : Tensor of shape (P, K, D)
-        Of the values between.
+        Of the values before they are cut off.
     windows : Windows
     shift, scale : Tensor of shape (C, 1, 1)
         Images enter as (x - shift) / scale.
     ends : Tensor of shape (2, C, 1, 1)
         Lowest and highest value of each channel; infinite where it is no atom.
+    edges : Tensor of shape (2, C, 1, 1)
+        What is at most the first is at the lowest value, and so on.
     in_double : bool
         Whether single precision would not do.
     """
 
-    probabilities: Tensor
     means: Tensor
     root_precisions: Tensor
     windows: Windows
     shift: Tensor
     scale: Tensor
     ends: Tensor
+    edges: Tensor
     in_double: bool = False
 
     def log_prob(self, x: Tensor, complete: bool = False) -> Tensor:
         """Log density of each window by component; missing values, NaN, are left out."""
-        low, high, between = places(x, self.ends)
+        low, high, between = self._places(x)
         weights = self._weights  # (P, K, 5 D)
         values = torch.where(between, (x - self.shift) / self.scale, 0).to(weights)  # (N, C, H, W)
         parts = (low, high, between, values, values.square())
@@ -69,25 +75,33 @@ class AtomsDensity(PixelDensity):
         by_window = scores.to(x).view(*self.windows.grid, *scores.shape[1:])
         return by_window.permute(3, 2, 0, 1)
 
+    def _places(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Which values (N, C, H, W) are the lowest, the highest, and between; missing ones none."""
+        low, high = x <= self.edges[0], x >= self.edges[1]  # (N, C, H, W)
+        high &= ~low  # of a channel of one value, both are the same
+        return low, high, ~(low | high | x.isnan())
+
     @cached_property
     def _weights(self) -> Tensor:
         """Weights of the features of `log_prob`, (P, K, 5 D)."""
-        logs = self._logs
         means, roots = self.means, self.root_precisions
         if self.in_double:
-            logs, means, roots = logs.double(), means.double(), roots.double()
+            means, roots = means.double(), roots.double()
         linear, quadratic, constant = natural_parameters(means, roots, summed=False)
-        low, high, between = logs.unbind(3)  # (P, K, D)
-        return torch.cat([low, high, between + constant, linear, quadratic], 2)
+        # Of an end that is no atom there are no features.
+        below, above = self._standardised(means, roots, self.edges.nan_to_num(posinf=0, neginf=0))
+        low, high = torch.special.log_ndtr(below), torch.special.log_ndtr(-above)  # (P, K, D)
+        return torch.cat([low, high, constant, linear, quadratic], 2)
 
-    @property
-    def _logs(self) -> Tensor:
-        """Logarithms of the probabilities; those of zero are finite, and have no features."""
-        return self.probabilities.clamp_min(torch.finfo(self.means.dtype).tiny).log()
+    def _standardised(self, means: Tensor, roots: Tensor, edges: Tensor) -> list[Tensor]:
+        """Edges less the means, in standard deviations, each (P, K, D)."""
+        return [
+            (self._by_value((edge - self.shift) / self.scale) - means) * roots for edge in edges
+        ]
 
     def log_volume(self, x: Tensor, complete: bool = False) -> Tensor:
         """Logarithms of the scale, summed over the values of each window that are between."""
-        _, _, between = places(x, self.ends)
+        _, _, between = self._places(x)
         volumes = self.windows.unfold(between * self.scale.log()).sum(2)  # (R, N)
         return volumes.T.view(-1, *self.windows.grid)
 
@@ -96,7 +110,7 @@ class AtomsDensity(PixelDensity):
     ) -> Tensor:
         """Images (N, C, H, W) drawn given the component (N, rows, columns) of each window.
 
-        At a temperature of 0, means; else ends are drawn as they are.
+        At a temperature of 0, means of what is cut off.
         """
         by_window = components.flatten(1).T  # (R, N)
         rows = torch.arange(len(by_window), device=by_window.device)[:, None]  # (R, 1)
@@ -108,13 +122,9 @@ class AtomsDensity(PixelDensity):
             means.shape, generator=generator, dtype=means.dtype, device=means.device
         )
         noise *= math.sqrt(temperature) / self.root_precisions[chosen]
-        values = (means + noise) * self._by_value(self.scale) + self._by_value(self.shift)
-        low, high, _ = self.probabilities[chosen].unbind(3)  # (R, N, D)
-        place = torch.rand(low.shape, generator=generator, dtype=low.dtype, device=low.device)
-        lowest, highest = (self._by_value(end) for end in self.ends)
-        values = torch.where(place < low, lowest, values)
-        values = torch.where(place >= 1 - high, highest, values)
-        return self.windows.fold_mean(values)
+        x = self.windows.fold_mean(means + noise) * self.scale + self.shift  # (N, C, H, W)
+        low, high, _ = self._places(x)
+        return torch.where(low, self.ends[0], torch.where(high, self.ends[1], x))
 
     def mean(self, weights: Tensor) -> Tensor:
         """Mean images (N, C, H, W) given weights (N, K, rows, columns) of the components."""
@@ -123,11 +133,17 @@ class AtomsDensity(PixelDensity):
 
     @cached_property
     def _mean_values(self) -> Tensor:
-        """Mean of each value by component, ends included, in units of the images, (P, K, D)."""
-        low, high, between = self.probabilities.unbind(3)  # (P, K, D)
+        """Mean of each value by component, cut off, in units of the images, (P, K, D)."""
+        roots = self.root_precisions
+        below, above = self._standardised(self.means, roots, self.edges)  # (P, K, D)
+        low: Tensor = torch.special.ndtr(below)
+        high: Tensor = torch.special.ndtr(-above)
         lowest, highest = (self._by_value(end.nan_to_num(posinf=0, neginf=0)) for end in self.ends)
-        values = self.means * self._by_value(self.scale) + self._by_value(self.shift)
-        return low * lowest + high * highest + between * values
+        # Of a Gaussian between two edges, times its probability there.
+        within = 1 - low - high  # (P, K, D)
+        between = self.means * within + (_normal(below) - _normal(above)) / roots
+        in_units = between * self._by_value(self.scale) + within * self._by_value(self.shift)
+        return low * lowest + high * highest + in_units
 
     def _by_value(self, of_channels: Tensor) -> Tensor:
         """What channels (C, 1, 1) have, by the values of a window, (D,)."""
@@ -135,25 +151,21 @@ class AtomsDensity(PixelDensity):
 
     def log_bins(self, levels: Tensor) -> Tensor:
         """Log probability of each level that a value may round to, (P, K, D, V)."""
-        low, high, between = self._logs.double().unbind(3)  # (P, K, D)
-        lowest, highest = (self._by_value(end)[:, None] for end in self.ends)  # (D, 1)
-        at_low, at_high = levels <= lowest, levels >= highest  # (D, V)
-        at_high &= ~at_low
         means = self.means * self._by_value(self.scale) + self._by_value(self.shift)  # (P, K, D)
         roots = self.root_precisions / self._by_value(self.scale)  # (P, K, D)
-        inside = ~(at_low | at_high)  # (D, V)
-        bins = log_bins(levels, inside, means.double(), roots.double()) + between[..., None]
-        # Where no level is between, its probability is that of the ends.
-        rest = torch.where(inside.any(1), 0, (-between.expm1()).log())  # (P, K, D)
-        for at_end, of_end in ((at_low, low), (at_high, high)):
+        bins = log_bins(levels, means.double(), roots.double())  # (P, K, D, V)
+        lowest, highest = (self._by_value(end)[:, None] for end in self.ends)  # (D, 1)
+        at_low, at_high = levels <= lowest, levels >= highest  # (D, V)
+        for at_end in (at_low, at_high & ~at_low):
             # Levels beyond an end, which no image has had, share its probability.
-            share = (of_end - rest)[..., None] - at_end.sum(1, keepdim=True).clamp_min(1).log()
+            together = bins.masked_fill(~at_end, -math.inf).logsumexp(3, keepdim=True)
+            share = together - at_end.sum(1, keepdim=True).clamp_min(1).log()
             bins = torch.where(at_end, share, bins)
         return bins
 
 
 class Atoms(Gaussian):
-    """Gaussians whose floor falls to the resolution of the data, and probabilities of the ends.
+    """Gaussians that are cut off at the ends, whose floor falls to the resolution of the data.
 
     Parameters
     ----------
@@ -163,11 +175,9 @@ class Atoms(Gaussian):
     Attributes
     ----------
     means, log_excess, shift, scale, min_variance
-        As of `Gaussian`, of the values between the ends.
-    logits : Parameter of shape (P, K, D, 3)
-        Of the probabilities of the ends, and of what is between, before the softmax.
-    ends : Tensor of shape (2, C, 1, 1)
-        Lowest and highest value of each channel; infinite where it is no atom.
+        As of `Gaussian`, of the values before they are cut off.
+    ends, edges : Tensor of shape (2, C, 1, 1)
+        As of `AtomsDensity`.
     goal_variance : Tensor of the shape of `min_variance`
         Where its fall ends.
     """
@@ -177,12 +187,13 @@ class Atoms(Gaussian):
     float32_variance = 5e-4
 
     ends: Tensor
+    edges: Tensor
     goal_variance: Tensor
 
     def __init__(self, windows: Windows, n_components: int, positions: Size) -> None:
         super().__init__(windows, n_components, positions)
-        self.logits = nn.Parameter(torch.zeros(*self.means.shape, 3))
         self.register_buffer("ends", no_ends(windows.input_shape[0]))
+        self.register_buffer("edges", no_ends(windows.input_shape[0]))
         self.register_buffer("goal_variance", self.min_variance.clone())
         self.goal_least = self.least_variance
 
@@ -193,22 +204,9 @@ class Atoms(Gaussian):
         in_double = not learns and self.means.dtype == torch.float32
         in_double &= self.least_variance < self.float32_variance
         return AtomsDensity(
-            self._probabilities(), self.means if learns else self.means.detach(),
-            self.root_precisions, self.windows, self.shift, self.scale, self.ends, in_double,
+            self.means if learns else self.means.detach(), self.root_precisions, self.windows,
+            self.shift, self.scale, self.ends, self.edges, in_double,
         )  # fmt: skip
-
-    def _probabilities(self) -> Tensor:
-        """Probabilities of the ends and of what is between, (P, K, D, 3)."""
-        there = self._there()  # (D, 3)
-        spread = self.logits.masked_fill(~there, -math.inf).softmax(3)
-        even = there / there.sum(1, keepdim=True)  # (D, 3)
-        return torch.add(tables.FLOOR * even.to(spread), spread, alpha=1 - tables.FLOOR)
-
-    def _there(self) -> Tensor:
-        """Which of the ends of a value are atoms, and that something is between, (D, 3)."""
-        finite = self.ends.isfinite().flatten(1)  # (2, C)
-        finite = torch.cat([finite, torch.ones_like(finite[:1])])  # (3, C)
-        return finite.T.repeat_interleave(math.prod(self.windows.kernel), 0)
 
     @torch.no_grad()
     def set_units(
@@ -216,9 +214,11 @@ class Atoms(Gaussian):
     ) -> None:
         """Shift and scale channels to a common variance; find the ends and the resolution."""
         super().set_units(count, mean, variance, x, reg_covar)
+        steps = find_steps(x).to(self.scale)  # (C, 1, 1)
         self.ends = find_ends(x).to(self.means)
+        self.edges = self.ends + torch.stack([steps, -steps]) / 2
         if reg_covar is None:
-            least = _STEP_FLOOR * (find_steps(x).to(self.scale) / self.scale).square()
+            least = _STEP_FLOOR * (steps / self.scale).square()
         else:
             least = reg_covar / self.scale.square()
         least = least.clamp(_LEAST_FLOOR * INTERNAL_VARIANCE, _START_FLOOR)
@@ -239,32 +239,7 @@ class Atoms(Gaussian):
         if not self.goal_variance.is_meta:
             self.goal_least = min(self.goal_variance.flatten().tolist(), default=math.inf)
 
-    @torch.no_grad()
-    def start(
-        self, x: Tensor, generator: torch.Generator, chosen: Tensor | None = None
-    ) -> Tensor | None:
-        """Start every component as a window of `x`, a random one unless chosen, and some noise."""
-        chosen = super().start(x, generator, chosen)
-        shares = [self.windows.unfold(place.to(x)) for place in places(x, self.ends)]  # (R, N, D)
-        parts = [part.reshape(len(self.means), -1, part.shape[2]) for part in shares]  # (P, M, D)
-        average = torch.stack([part.mean(1, keepdim=True) for part in parts], -1)  # (P, 1, D, 3)
-        picked = average
-        if chosen is not None:
-            picked = torch.stack([take_windows(part, chosen) for part in parts], -1)  # (P, K, D, 3)
-        started = picked + _START_AVERAGE * (average - picked) + _START_EVEN
-        self.logits.copy_(started.log())
-        return chosen
 
-    @property
-    def n_parameters(self) -> int:
-        """Means, variances, and probabilities of the ends, of the values inside the border."""
-        # Before images are known, as if values had no ends.
-        n_ends = 0.0 if self.ends.is_meta else 2 * float(self.ends.isfinite().double().mean())
-        return round(super().n_parameters / 2 * (2 + n_ends))
-
-
-def places(x: Tensor, ends: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Which values (N, C, H, W) are the lowest, the highest, and between; of missing ones none."""
-    low, high = x <= ends[0], x >= ends[1]  # (N, C, H, W)
-    high &= ~low  # of a channel of one value, both are the same
-    return low, high, ~(low | high | x.isnan())
+def _normal(z: Tensor) -> Tensor:
+    """Density of the standard normal distribution."""
+    return (-0.5 * (z.square() + LOG_2PI)).exp()

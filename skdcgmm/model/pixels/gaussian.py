@@ -153,8 +153,7 @@ class GaussianDensity(PixelDensity):
         )  # each (P, 1, D); zero past a border
         means = self.means * scale + shift  # (P, K, D)
         roots = self.root_precisions / torch.where(scale > 0, scale, 1)  # (P, K, D)
-        inside = torch.ones(means.shape[2], len(levels), dtype=torch.bool, device=levels.device)
-        return log_bins(levels, inside, means.double(), roots.double())
+        return log_bins(levels, means.double(), roots.double())
 
     @cached_property
     def _natural(self) -> Natural:

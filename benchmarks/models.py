@@ -67,7 +67,6 @@ class PyODAutoEncoder:
 
 
 def detector(image_shape, seed, **parameters):
-    parameters = {"reg_covar": REG_COVAR, "validation_fraction": None, **parameters}
     return DCGMMOutlierDetector(image_shape=image_shape, random_state=seed, **parameters)
 
 

@@ -13,7 +13,7 @@ from sklearn.preprocessing import MinMaxScaler
 
 from skdcgmm import ConvGMM, DCGMMEstimator
 from skdcgmm.metrics import bits_per_dim
-from skdcgmm.model.pixels.atoms import Atoms
+from skdcgmm.model.pixels.atoms import Atoms, _log_normal_cdf
 from skdcgmm.model.windows import Windows
 from tests import oracle
 
@@ -123,6 +123,52 @@ def test_draws_have_the_atoms_and_moments_of_the_density(ends):
             share = (draws == end).double().mean(0)
             wanted = density.windows.fold_mean(torch.special.ndtr(z)[:, k, None])[0]
             assert ((share - wanted).abs() < 5 * (wanted / n).sqrt() + 1e-12).all()
+
+
+def test_ends_and_what_is_between_have_probability_one(rng):
+    """Of each channel, whose end has all that rounds to it; one has one value, one has two."""
+    x = whole(rng.normal(100, 200, (300, 3))).astype(np.float64)
+    x[:, 1], x[:, 2] = 7, np.where(x[:, 2] > 100, 255, 254)
+    x = torch.from_numpy(x)[..., None, None]
+    pixels = Atoms(Windows((3, 1, 1), (1, 1), (1, 1)), 1, (1, 1)).double()
+    count = torch.full((3, 1, 1), 300.0, dtype=torch.double)
+    pixels.set_units(count, x.mean(0), x.var(0, correction=0), x, None)
+    pixels.start(x, torch.Generator().manual_seed(0))
+    assert pixels.edges.flatten().tolist() == [0.5, 7, 254.5, 254.5, 7, 254.5]
+
+    def probability(channel, values):
+        alone = torch.full((len(values), 3, 1, 1), torch.nan, dtype=torch.double)
+        alone[:, channel, 0, 0] = torch.as_tensor(values, dtype=torch.double)
+        with torch.no_grad():
+            density = pixels()
+            return (density.log_prob(alone) - density.log_volume(alone)[:, None]).exp().flatten()
+
+    between = np.linspace(0.5, 254.5, 20_001)[1:-1]
+    total = probability(0, [0, 255]).sum() + probability(0, between).sum() * 254 / 20_000
+    assert total == pytest.approx(1, abs=1e-3)
+    assert probability(0, [0]) == probability(0, [0.5])
+    for channel, values in ((1, [7, 8]), (2, [254, 255])):
+        assert probability(channel, values).sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("mean", [0.0, 1e4, 1e5])
+def test_gradients_are_finite_far_from_ends_and_without_any(mean, rng):
+    X = (mean + rng.normal(size=(300, 8, 8))).astype(np.float32)
+    X[:, :2] = mean + 0.7  # which draws their variance to the floor
+    est = DCGMMEstimator(pixels="atoms", max_epochs=60, random_state=0)
+    assert np.isfinite(est.fit(X).score(X))
+
+
+def test_logarithms_and_gradients_of_tails_hold_in_single_precision():
+    z = torch.tensor([-3e6, -1e4, -300.0, -30.0, -5.1, -4.9, 0.0, 3.0], requires_grad=True)
+    found = _log_normal_cdf(z)
+    (slope,) = torch.autograd.grad(found.sum(), z)
+    at = z.detach().double().numpy()
+    np.testing.assert_allclose(found.detach(), norm.logcdf(at), rtol=1e-5, atol=1e-7)
+    with np.errstate(under="ignore"):
+        expected = np.exp(norm.logpdf(at) - norm.logcdf(at))
+    expected[at < -1e3] = -at[at < -1e3]
+    np.testing.assert_allclose(slope, expected, rtol=1e-4, atol=1e-7)
 
 
 def test_single_precision_knows_sharp_pixels():
@@ -268,10 +314,19 @@ def test_a_mixture_has_the_bits_of_the_stack_that_equals_it(covariance_type):
         assert np.array_equal(bits_per_dim(mixture, units), bits_per_dim(mixture, X))
 
 
-def test_bits_do_not_depend_on_units():
-    X = two_pixels()
-    one, other = fitted(X.astype(np.float64)), fitted(X / 255)
-    np.testing.assert_allclose(one.bits_per_dim(X), other.bits_per_dim(X / 255), rtol=1e-6)
+@pytest.mark.parametrize(("low", "high"), [(0, 255), (60, 100)])
+def test_bits_do_not_depend_on_units(low, high):
+    X = two_pixels().clip(low, high)
+    bits = fitted(X.astype(np.float64)).bits_per_dim(X)
+    np.testing.assert_allclose(bits, fitted(X / 255).bits_per_dim(X / 255), rtol=1e-6)
+    single = (X / 255).astype(np.float32)
+    np.testing.assert_allclose(bits, fitted(single).bits_per_dim(single), atol=0.02)
+
+
+def test_levels_beyond_an_end_cost_next_to_nothing():
+    X = two_pixels().clip(60, 100).astype(np.float64)
+    bits = fitted(X).bits_per_dim(X)
+    np.testing.assert_allclose(bits, fitted(X - 60).bits_per_dim(X - 60, n_levels=41), atol=1e-3)
 
 
 def test_a_pyramid_has_bits():

@@ -167,7 +167,7 @@ def test_the_objective_weighs_labels_as_if_all_images_had_one(seed, label_weight
 def test_a_label_stands_for_as_many_images(digits, monkeypatch):
     def label_weights(images):
         rng, like = np.random.RandomState(0), torch.zeros(())
-        return {batch.label_weight for batch in images.epochs(rng, 2, None, like).batches()}
+        return {batch.label_weight for batch in images.epochs(rng, 2, like).batches()}
 
     images = Images(np.zeros((6, 4)), (1, 2, 2), (4,), y=np.array([0, 1, -1, -1, -1, -1]))
     assert label_weights(images) == {3}

@@ -135,7 +135,7 @@ def test_batches_of_a_dataset_are_of_equal_size(digits):
         250,
         np.random.RandomState(0),
     )
-    epochs = stream.epochs(np.random.RandomState(0), 250, None, torch.zeros(()))
+    epochs = stream.epochs(np.random.RandomState(0), 250, torch.zeros(()))
     assert [len(batch.x) for batch in epochs.batches()] == [167, 167, 167]
     assert epochs.n_batches == 3
 

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from skdcgmm import ConvGMM, DCGMMEstimator, DCGMMOutlierDetector
 from skdcgmm.analysis.outliers import Surprise, views
+from skdcgmm.data import Images
 from skdcgmm.model.tree import SHORTFALL
 
 METHODS = ["both", "windows", "surprise", "density", "layer"]
@@ -307,6 +308,24 @@ def test_what_is_held_out_by_default(digits):
     assert not n_held_out(DataLoader(X, 500), image_shape=(8, 8))
     with pytest.raises(ValueError, match="validation_fraction must be 'auto'"):
         n_held_out(X, validation_fraction="all")
+
+
+@pytest.mark.parametrize("n_images", [50, 60, 80, 200])
+def test_few_images_tell_how_new_ones_score(n_images, digits):
+    X = digits[0][np.random.RandomState(0).permutation(len(digits[0]))]
+    detector = DCGMMOutlierDetector(image_shape=(8, 8), max_epochs=20, random_state=0)
+    called = detector.fit(X[:n_images]).predict(X[n_images:]) == -1
+    assert 0.01 < called.mean() < 0.3  # a tenth is asked for
+
+
+def test_images_held_out_are_not_started_from(digits):
+    """Whatever they are, but for the units, which are those of all."""
+    images = Images(digits[0], (1, 8, 8), (64,)).hold_out(np.random.RandomState(0), 0.2)
+    assert len(np.intersect1d(images.kept, images.held_out)) == 0
+    assert len(images.kept) + len(images.held_out) == len(images)
+    rng = np.random.RandomState(1)
+    sampled = images.sample(10**6, rng).rows
+    assert sorted(map(tuple, sampled)) == sorted(map(tuple, images.rows[images.kept]))
 
 
 def test_what_a_stack_knows_by_heart_does_not_count_beside_windows(digits):

@@ -27,11 +27,13 @@ _TINY = np.finfo(np.float64).tiny
 _LOW, _LOW_SD = 0.1, 1.2816
 # Least spread of log densities of windows, in nats.
 _LEAST_SPREAD = 1e-3
-# Weights, beside the unlikeliest window, of the whole and of how much too likely all windows are,
-# squared.
-_WHOLE, _LEVEL = 2.0, 0.75
+# Weights, beside the unlikeliest window, of the whole, and of the square of how much too likely all
+# windows are.
+_WHOLE_WEIGHT, _LEVEL_WEIGHT = 2.0, 0.75
 # Share of normal images whose unlikeliest window counts where the whole is told from its views.
-_RARE = 0.05
+_RARE_SHARE = 0.05
+# Least number of images for each direction in which statistics are learnt to vary.
+_IMAGES_EACH = 10
 
 
 def views(x: Tensor) -> list[Tensor]:
@@ -86,7 +88,7 @@ class Extremes:
         if self._known:
             worst = self.worst(rows)
             self._highest = float(np.quantile(worst, 1 - _LOW))
-            self._rare = float(np.quantile(worst, _RARE))
+            self._rare = float(np.quantile(worst, _RARE_SHARE))
             design = np.column_stack([np.ones(len(rows)), np.minimum(worst, self._highest)])
             self._line = np.linalg.lstsq(design, rows[:, -1], rcond=None)[0]
             residuals = rows[:, -1] - design @ self._line
@@ -119,7 +121,8 @@ class Extremes:
             above = rows[:, -1] - self._line[0] - self._line[1] * worst
             lowest = rare + (1 - upright) * (worst - rare)
         level = np.maximum(0, above / self._level_spread)
-        scores[known] = np.where(worst == -np.inf, -np.inf, lowest - _LEVEL * level**2)
+        with np.errstate(over="ignore"):  # single precision has -inf for it
+            scores[known] = np.where(worst == -np.inf, -np.inf, lowest - _LEVEL_WEIGHT * level**2)
         return scores
 
 
@@ -262,9 +265,9 @@ class Calibrated:
     def fit(self, rows: FloatArray, rng: RandomState, *, few: bool = False) -> Self:
         """Learn from rows of what `Extremes` and `Surprise` measure of normal images.
 
-        `few` says that the stack knows them by heart: beside windows, the whole does not count.
+        `few` says that they are too few to know the whole: it does not count beside windows.
         """
-        self._upright, self._weight = 0.0, 1.0
+        self._upright, self._weight = 0.0, 1.0 if self.n_layers else 0.0
         if self.n_windows:
             self._extremes = Extremes().fit(rows[:, : self.n_windows])
         if self.n_layers:
@@ -273,8 +276,9 @@ class Calibrated:
             if self.n_windows:
                 scores = self._surprise.score(whole)
                 spread = float(scores[np.isfinite(scores)].std())
-                self._upright = 0.0 if few else self._surprise.upright(whole)
-                self._weight = _WHOLE * self._upright / spread if spread > 0 else 0.0
+                known = not few and spread > 0
+                self._upright = self._surprise.upright(whole) if known else 0.0
+                self._weight = _WHOLE_WEIGHT * self._upright / spread if known else 0.0
         return self
 
     def score(self, rows: FloatArray) -> FloatArray:
@@ -282,7 +286,7 @@ class Calibrated:
         scores = np.zeros(len(rows), rows.dtype)
         if self.n_windows:
             scores += self._extremes.score(rows[:, : self.n_windows], self._upright)
-        if self.n_layers:
+        if self._weight:
             whole = self._surprise.score(rows[:, self.n_windows :])
             scores += np.where(np.isfinite(whole), self._weight * whole, whole)
         return scores
@@ -312,8 +316,10 @@ class Density:
         self._mean, self._unit = rows.mean(0), np.maximum(rounding, _TINY)
         _, singular, directions = np.linalg.svd(self._in_units(rows), full_matrices=False)
         spread = singular / np.sqrt(len(rows) - 1)
-        # Directions in which statistics do not differ hold rounding errors.
-        kept = spread > 1
+        # Directions in which statistics do not differ hold rounding errors; of few images, those in
+        # which they differ least are of these images alone.
+        n_most = max(1, len(rows) // _IMAGES_EACH)
+        kept = (spread > 1) & (np.arange(len(spread)) < n_most)
         self._whitening = directions[kept].T / spread[kept]  # (statistics, directions)
         n_components = max(1, min(_N_COMPONENTS, len(rows) // 100))
         self._mixture = GaussianMixture(

@@ -62,12 +62,9 @@ class HeldOut(NamedTuple):
     ----------
     take : callable
         Gives some of them, at most a number.
-    numbers : ndarray or None
-        Of them among the images given to train on, if they are some of these.
     """
 
     take: Callable[[int], "Images"]
-    numbers: IntArray | None = None
 
 
 class Epochs(NamedTuple):
@@ -164,6 +161,8 @@ class Images:
         Number of the class of each image, -1 where unknown.
     complete : bool
         Whether it is known that no value is missing.
+    held_out : ndarray of int or None
+        Numbers of the images that are not to be learnt from.
     """
 
     rows: NDArray[Any]
@@ -172,9 +171,26 @@ class Images:
     weight: FloatArray | None = None
     y: NDArray[np.int64] | None = None
     complete: bool = False
+    held_out: IntArray | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def kept(self) -> IntArray:
+        """Numbers of the images to learn from."""
+        everyone = np.arange(len(self))
+        return everyone if self.held_out is None else np.setdiff1d(everyone, self.held_out)
+
+    def hold_out(self, rng: RandomState, share: float | None) -> "Images":
+        """The images, of which a share, drawn at random, is not to be learnt from; None: all are.
+
+        At least one, but for a single image.
+        """
+        if share is None:
+            return self
+        n_held_out = max(0, min(len(self) - 1, max(1, round(share * len(self)))))
+        return replace(self, held_out=rng.permutation(len(self))[:n_held_out])
 
     @property
     def dtype(self) -> torch.dtype:
@@ -203,15 +219,15 @@ class Images:
         y = None if self.y is None else self.y[index]
         rows = self.rows[index]
         release(self.rows)
-        return replace(self, rows=rows, weight=weight, y=y)
+        return replace(self, rows=rows, weight=weight, y=y, held_out=None)
 
     def sample(self, n_images: int, rng: RandomState, *, weighted: bool = False) -> "Images":
-        """Some images, or all, drawn by their weights or evenly."""
-        share = None
+        """Some of the images to learn from, or all, drawn by their weights or evenly."""
+        kept, share = self.kept, None
         if weighted and self.weight is not None:
-            share = self.weight / self.weight.sum()
-        n_drawn = min(n_images, len(self))
-        return self.take(rng.choice(len(self), n_drawn, replace=False, p=share))
+            share = self.weight[kept] / self.weight[kept].sum()
+        n_drawn = min(n_images, len(kept))
+        return self.take(rng.choice(kept, n_drawn, replace=False, p=share))
 
     def hide(self, mask: NDArray[np.bool_]) -> "Images":
         """Images with pixels missing where the mask (n_samples, features) is true."""
@@ -240,29 +256,23 @@ class Images:
         self,
         rng: RandomState,
         batch_size: int,
-        validation_fraction: float | None,
         like: Tensor,
         total: Callable[[Any], Any] = lambda value: value,
     ) -> Epochs:
-        """Epochs in random order, but for some images held out.
+        """Epochs in random order, but for the images held out.
 
         Parameters
         ----------
         rng : RandomState
         batch_size : int
-        validation_fraction : float or None
-            Share of the images to hold out.
         like : Tensor
             Of the type of the batches, where they are to be.
         total : callable
             From a number of images to that of all processes which train together: their batches,
             as many in each, have `batch_size` images together.
         """
-        order, n_held_out = rng.permutation(len(self)), 0
-        if validation_fraction is not None:
-            n_held_out = round(validation_fraction * len(self))
-            n_held_out = max(0, min(len(self) - 1, max(1, n_held_out)))
-        held_out, kept = order[:n_held_out], order[n_held_out:]
+        kept = self.kept
+        held_out = np.empty(0, dtype=np.intp) if self.held_out is None else self.held_out
         images, label_weight = self, 1.0
         if self.y is not None:
             weight = np.ones(len(self)) if self.weight is None else self.weight
@@ -278,10 +288,10 @@ class Images:
 
         n_batches = -(-total(len(kept)) // batch_size)
         epochs = Epochs(n_batches, lambda: batches(rng.permutation(kept), n_batches))
-        if not total(n_held_out):
+        if not total(len(held_out)):
             return epochs
-        validation = partial(batches, held_out, max(1, -(-n_held_out // batch_size)))
-        some = HeldOut(lambda n_images: self.take(held_out[:n_images]), held_out)
+        validation = partial(batches, held_out, max(1, -(-len(held_out) // batch_size)))
+        some = HeldOut(lambda n_images: self.take(held_out[:n_images]))
         return epochs._replace(validation=validation, held_out=some)
 
     def in_order(self, batch_size: int, like: Tensor) -> Iterator[Batch]:

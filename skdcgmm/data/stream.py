@@ -116,20 +116,23 @@ class Stream:
         """Some images, of those that were kept."""
         return self._kept.sample(n_images, rng, weighted=weighted)
 
-    def epochs(
-        self,
-        rng: RandomState,
-        batch_size: int,
-        validation_fraction: float | None,
-        like: Tensor,
-        total: Callable[[int], int] = int,
-    ) -> Epochs:
-        """Epochs of the batches as they come; those of a dataset in random order."""
-        if validation_fraction is not None:
+    def hold_out(self, rng: RandomState, share: float | None) -> "Stream":
+        """The images, of which none can be held out."""
+        if share is not None:
             raise ValueError(
                 "validation_fraction needs images in an array, of which some can be held out; X "
                 "comes in batches. Choose validation_fraction=None."
             )
+        return self
+
+    def epochs(
+        self,
+        rng: RandomState,
+        batch_size: int,
+        like: Tensor,
+        total: Callable[[int], int] = int,
+    ) -> Epochs:
+        """Epochs of the batches as they come; those of a dataset in random order."""
 
         def batches() -> Iterator[Batch]:
             n_batches = 0

@@ -113,6 +113,8 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
                 self, X, sample_weight, labels, self._batch_size(), rng
             )
             judge = checks.read_judge(self, data.shape, X_val, y_val)
+            if judge is None:
+                data = data.hold_out(rng, self._share_held_out(data))
             stack, progress = self._start(data, rng, judge=judge)
             if self.checkpoint is not None:
                 checkpoint.check_images(" ".join(ranks.gather(data.identity)))
@@ -226,15 +228,14 @@ class BaseDCGMM(CallbackSupportMixin, BaseEstimator):
         """Train a stack in place on all images, or go once over a chunk of a stream; adopt it.
 
         Callbacks see `shown`, the images and labels as the user gave them; a chunk has none.
-        Progress is judged by the images `judge`, or by a share of the data.
+        Progress is judged by the images `judge`, or by those of the data that are held out.
         """
         chunk = shown is None
         defaults = planning.defaults_of(stack)
         batch_size = self._batch_size()
         if self.batch_size is None:
             batch_size = min(batch_size, planning.largest_step(stack))
-        fraction = None if chunk or judge is not None else self._share_held_out(data)
-        epochs = data.epochs(rng, batch_size, fraction, stack.like, ranks.total)
+        epochs = data.epochs(rng, batch_size, stack.like, ranks.total)
         epochs = epochs.judged_by(judge, batch_size, stack.like)
         n_usual = defaults.steps_for(ranks.total(len(data)))
         usual = max(_MIN_EPOCHS, round(n_usual / epochs.n_batches))

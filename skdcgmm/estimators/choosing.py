@@ -84,7 +84,7 @@ def _bits(
     stack.to(device)
     defaults = planning.defaults_of(stack)
     size = min(_STEP_IMAGES, planning.largest_step(stack))
-    epochs = kept.epochs(rng, size, None, stack.like, ranks.total)
+    epochs = kept.epochs(rng, size, stack.like, ranks.total)
     step = find_steps(kept.tensor(slice(None), stack.like))  # (C, 1, 1)
     # A channel that does not vary has the step of others.
     finest = step[step > 0].amin() if (step > 0).any() else torch.ones_like(step[0])

@@ -24,7 +24,7 @@ from skdcgmm.analysis.outliers import (
     Surprise,
     weighted_quantile,
 )
-from skdcgmm.data import Data, FloatArray, HeldOut, Images, IntArray, make_generator
+from skdcgmm.data import Data, FloatArray, HeldOut, Images, make_generator
 from skdcgmm.estimators.attributes import NamedLayers
 from skdcgmm.estimators.base import SCORE_METHODS, BaseDCGMM
 from skdcgmm.estimators.checks import answer, refuse_stream, unchanged_on_failure
@@ -39,6 +39,8 @@ from skdcgmm.training import ranks
 
 # Parts of the images to calibrate with that are scored by what the others say, and images for that.
 _N_FOLDS, _MIN_FOLDED = 5, 10
+# Least number of images held out that tell how the whole of new ones scores.
+_MIN_WHOLE = 30
 # Share of the images held out by default, and least number of images for that: of fewer, those that
 # are left would teach too little.
 _HELD_OUT, _MIN_HELD_OUT_OF = 0.2, 50
@@ -76,8 +78,8 @@ class DCGMMOutlierDetector(NamedLayers, OutlierMixin, BaseDCGMM):
           times how far the images held out are told from their turned views: by 1 where all are
           likelier than these, as digits and clothes are, by 0 where half are or fewer, as of
           boards, textures and parts that lie anyhow. As far as they are, an unlikely window counts
-          only by what it is below those of nineteen of twenty normal images. "windows" of fewer
-          than 50 images of which none is held out.
+          only by what it is below those of nineteen of twenty normal images. Where fewer
+          than 30 images are held out, and of fewer than 50 if none is, only "windows" counts.
         - "windows": the lowest value of `score_map`, but no more than nine of ten normal images
           have; less, if the windows in full resolution have on average a higher log density than
           in normal images with as low a value, by three quarters of the square of how many
@@ -262,7 +264,7 @@ distributed
             rng = ranks.of_first(check_random_state(self.random_state))
             images = self._check_fitted_images(X)
             if self._patches is None:  # the fit was stopped before it had learnt windows
-                self._learn_windows(images, None, rng)
+                self._learn_windows(images, rng)
             self._calibrate(images.sample(N_CALIBRATION, rng), rng, seen=False)
         return self
 
@@ -414,22 +416,21 @@ distributed
         # A number draws as in `calibrate`; a generator goes on, also after a stop.
         seed = self.random_state if isinstance(self.random_state, int | np.integer) else rng
         rng = ranks.of_first(check_random_state(seed))
-        self._learn_windows(data, None if held_out is None else held_out.numbers, rng)
+        self._learn_windows(data, rng)
         new = None if held_out is None else held_out.take(N_CALIBRATION)
         if new is None or min(ranks.gather(len(new))) < 2:
             self._calibrate(data.sample(N_CALIBRATION, rng), rng, seen=True)
         else:
             self._calibrate(new, rng, seen=False)
 
-    def _learn_windows(self, data: Data, held_out: IntArray | None, rng: RandomState) -> None:
+    def _learn_windows(self, data: Data, rng: RandomState) -> None:
         """Go on learning the windows of the images that are not held out."""
         if data.shape[1:] == (1, 1):
             return
         # Of its own, since processes draw different numbers.
         draws = copy.deepcopy(rng)
         generator = make_generator(draws)
-        n_kept = len(data) - (0 if held_out is None else len(held_out))
-        kept = None if held_out is None else np.setdiff1d(np.arange(len(data)), held_out)
+        n_kept = len(data.kept) if isinstance(data, Images) else len(data)
         n_all = ranks.total(n_kept)
         n_pixels = n_all * data.shape[1] * data.shape[2]
         most = max(1, min(_STEP_IMAGES, _STEP_VALUES // math.prod(data.shape)))
@@ -437,7 +438,7 @@ distributed
         patches = self._patches
         with computing(self._stack.like.device), torch.no_grad():
             for _ in range(max(1, min(_N_STEPS, n_pixels // N_WINDOWS))):
-                some = _draw(data, kept, n_drawn, draws)
+                some = data.sample(n_drawn, draws, weighted=True)
                 some = replace(some, rows=ranks.together(some.rows))
                 x = some.tensor(slice(None), self._stack.like)
                 patches = patches or Patches.of(x, *self._windows(data.shape[1:]))
@@ -488,7 +489,7 @@ distributed
             check_no_overflow(rows)
             n_layers = len(self._stack.names) if of_whole else 0
             n_windows = windows.shape[1] if of_windows else 0
-            few = seen and len(rows) < _MIN_HELD_OUT_OF
+            few = len(rows) < (_MIN_HELD_OUT_OF if seen else _MIN_WHOLE)
             self._calibrated = Calibrated(n_windows, n_layers).fit(rows, rng, few=few)
             scores = self._calibrated.score(rows)
             if not seen and len(rows) >= _MIN_FOLDED:
@@ -562,14 +563,6 @@ distributed
         if getattr(self, "_patches", None) is not None:
             with ordinary_tensors():
                 self._patches = files.tensors_of(self._patches)
-
-
-def _draw(data: Data, kept: IntArray | None, n_images: int, rng: RandomState) -> Images:
-    """Some images, drawn by their weights from those that are kept, or from all."""
-    if kept is None or not isinstance(data, Images):
-        return data.sample(n_images, rng, weighted=True)
-    weight = None if data.weight is None else data.weight[kept] / data.weight[kept].sum()
-    return data.take(rng.choice(kept, min(n_images, len(kept)), replace=False, p=weight))
 
 
 def check_no_overflow(values: FloatArray) -> None:

@@ -171,8 +171,10 @@ class GenerativeDCGMM(BaseDCGMM):
         rows = images.rows
         if self._stack.kind != "atoms":
             return cast("NDArray[np.bool_]", ~np.isnan(rows))
-        low, high = self._ends()
-        return cast("NDArray[np.bool_]", (rows > low) & (rows < high))
+        edges = cast("Tensor", self._stack.pixels.edges)  # (2, C, 1, 1)
+        low, high = edges.numpy(force=True).reshape(2, -1)  # (C,)
+        by_channel = rows.reshape(len(rows), -1, len(low))
+        return ((by_channel > low) & (by_channel < high)).reshape(rows.shape)
 
     def bic(self, X: Any) -> float:
         """Bayesian information criterion on X, which compares layers; the lower the better.

@@ -25,8 +25,8 @@ _FLOOR = 0.01
 N_WINDOWS, _N_MEANS, _DECAY = 5000, 5, 0.7
 # Positions along a side from which windows need not lie at every offset.
 _DENSE = 14
-# Whitened values that stay in the cache of a processor.
-_CACHED = 2**18
+# Whitened values that stay in the cache of a processor, and of a step on another device.
+_CACHED, _AT_ONCE = 2**18, 2**26
 _LOG_2_PI = math.log(2 * math.pi)
 
 
@@ -93,7 +93,8 @@ class GaussianMixture(NamedTuple):
         constant = self.log_weights + volume - 0.5 * n_values * _LOG_2_PI  # (K,)
         whitened_means = (self.whitening @ self.means[..., None]).flatten()  # (K * D,)
         squares = v.new_empty(len(v), n_components)  # (N, K)
-        n_at_once = max(1, _CACHED // len(whitened_means))
+        n_numbers = _CACHED if v.device.type == "cpu" else _AT_ONCE
+        n_at_once = max(1, n_numbers // len(whitened_means))
         for first in range(0, len(v), n_at_once):
             part = slice(first, first + n_at_once)
             whitened = torch.addmm(-whitened_means, v[part], self.whitening.flatten(0, 1).T)

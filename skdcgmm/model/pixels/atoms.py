@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from skdcgmm.model import tables
 from skdcgmm.model.bins import log_bins
 from skdcgmm.model.pixels import PixelDensity, find_ends, find_steps, no_ends
 from skdcgmm.model.pixels.gaussian import (
@@ -33,6 +34,10 @@ from skdcgmm.model.windows import Size, Windows
 _STEP_FLOOR, _LEAST_FLOOR = 0.25, 1e-5
 # What it falls from, half of the variance of a channel, and the share of training that this takes.
 _START_FLOOR, _FALL = 0.5 * INTERNAL_VARIANCE, 0.4
+# Standard deviations below the mean from which the tail is computed on its own.
+_FAR = -5.0
+# How far a level may be from an end, in levels, to be that end.
+_SLACK = 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,9 +93,10 @@ class AtomsDensity(PixelDensity):
         if self.in_double:
             means, roots = means.double(), roots.double()
         linear, quadratic, constant = natural_parameters(means, roots, summed=False)
-        # Of an end that is no atom there are no features.
-        below, above = self._standardised(means, roots, self.edges.nan_to_num(posinf=0, neginf=0))
-        low, high = torch.special.log_ndtr(below), torch.special.log_ndtr(-above)  # (P, K, D)
+        # Of an end that is no atom there are no features, and any edge will do.
+        edges = torch.where(self.edges.isfinite(), self.edges, self.shift)  # (2, C, 1, 1)
+        below, above = self._standardised(means, roots, edges)
+        low, high = _log_normal_cdf(below), _log_normal_cdf(-above)  # (P, K, D)
         return torch.cat([low, high, constant, linear, quadratic], 2)
 
     def _standardised(self, means: Tensor, roots: Tensor, edges: Tensor) -> list[Tensor]:
@@ -154,13 +160,19 @@ class AtomsDensity(PixelDensity):
         means = self.means * self._by_value(self.scale) + self._by_value(self.shift)  # (P, K, D)
         roots = self.root_precisions / self._by_value(self.scale)  # (P, K, D)
         bins = log_bins(levels, means.double(), roots.double())  # (P, K, D, V)
+        slack = _SLACK * (levels[1:] - levels[:-1]).amin() if len(levels) > 1 else 0
         lowest, highest = (self._by_value(end)[:, None] for end in self.ends)  # (D, 1)
-        at_low, at_high = levels <= lowest, levels >= highest  # (D, V)
-        for at_end in (at_low, at_high & ~at_low):
-            # Levels beyond an end, which no image has had, share its probability.
+        at_low, at_high = levels <= lowest + slack, levels >= highest - slack  # (D, V)
+        at_high &= ~at_low
+        next_up, next_down = at_low.roll(-1, 1), at_high.roll(1, 1)  # (D, V)
+        next_up[:, -1], next_down[:, 0] = False, False
+        for at_end, beyond in ((at_low, at_low & next_up), (at_high, at_high & next_down)):
             together = bins.masked_fill(~at_end, -math.inf).logsumexp(3, keepdim=True)
-            share = together - at_end.sum(1, keepdim=True).clamp_min(1).log()
-            bins = torch.where(at_end, share, bins)
+            # Levels beyond an end, which no image has had, share next to nothing of it.
+            n_beyond = beyond.sum(1, keepdim=True)  # (D, 1)
+            rest = math.log(tables.FLOOR) - n_beyond.clamp_min(1).log()
+            most = torch.where(n_beyond > 0, math.log1p(-tables.FLOOR), 0.0)
+            bins = torch.where(at_end, together + torch.where(beyond, rest, most), bins)
         return bins
 
 
@@ -238,6 +250,16 @@ class Atoms(Gaussian):
         super()._load_from_state_dict(*args)
         if not self.goal_variance.is_meta:
             self.goal_least = min(self.goal_variance.flatten().tolist(), default=math.inf)
+
+
+def _log_normal_cdf(z: Tensor) -> Tensor:
+    """Log of the standard normal distribution function.
+
+    Far below, the gradient of PyTorch's own is wrong by orders in single precision.
+    """
+    far = z.clamp_max(_FAR)
+    tail = (0.5 * torch.special.erfcx(-far / math.sqrt(2))).log() - 0.5 * far.square()
+    return torch.where(z < _FAR, tail, torch.special.log_ndtr(z.clamp_min(_FAR)))
 
 
 def _normal(z: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ DATA = ["mnist", "fashion_mnist"]
 FOLDER = Path(__file__).parent.parent / "docs" / "benchmarks"
 # What --quick trains and scores.
 QUICK_MODELS = {"DCGMM", "GaussianMixture diag 49", "GaussianMixture diag", "KMeans",
-                "nearest neighbour", "test images"}  # fmt: skip
+                "nearest neighbour", "test images", "GridSearchCV"}  # fmt: skip
 N_QUICK_TRAIN, N_QUICK_TEST, QUICK_EPOCHS = 5000, 2000, 10
 
 

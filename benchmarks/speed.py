@@ -6,7 +6,7 @@
 - `pace`: from nothing to the held-out density that `GaussianMixture` ends with;
 - `growth`: a step and a score by the side of images and the number of components;
 - `files`: one epoch over images in a file that is mapped into memory;
-- `processes`: one epoch in one process and in two;
+- `processes`: two epochs in one process and in two;
 - `compiled`: the same gradients and scores by `torch.compile`.
 """
 
@@ -185,16 +185,17 @@ def one_epoch(path, seed):
 
 
 def of_processes(data, seed):
-    """One epoch of the same images, shared out among processes."""
+    """Two epochs of the same images, shared out among processes."""
     for n_processes in (1, 2):
         with tempfile.TemporaryDirectory() as folder:
-            arguments = (n_processes, folder, data.X_train, data.image_shape, seed)
+            images = (data.X_train, data.X_test, data.image_shape)
+            arguments = (n_processes, folder, *images, seed)
             multiprocessing.spawn(one_of_several, arguments, nprocs=n_processes)
             fit_s, nats = np.load(Path(folder) / "found.npy")
         yield {"processes": n_processes, "fit_s": float(fit_s), "nats": float(nats)}
 
 
-def one_of_several(rank, n_processes, folder, X, image_shape, seed):
+def one_of_several(rank, n_processes, folder, X, X_test, image_shape, seed):
     store = f"file://{folder}/store"
     distributed.init_process_group("gloo", store, rank=rank, world_size=n_processes)
     est = DCGMMEstimator(
@@ -205,7 +206,7 @@ def one_of_several(rank, n_processes, folder, X, image_shape, seed):
     distributed.barrier()
     _, fit_s = timed(est.fit, shard)
     if rank == 0:
-        np.save(Path(folder) / "found.npy", [fit_s, est.score(shard)])
+        np.save(Path(folder) / "found.npy", [fit_s, est.score(X_test)])
     distributed.barrier()
     distributed.destroy_process_group()
 

@@ -377,6 +377,7 @@ class AnomalyDisplay:
         strip = 0 if self.scores is None else math.ceil(_STRIP * max(height, width))
         above, between = (np.ones((n_images, rows, width, 3)) for rows in (strip, 1))
         pairs = np.concatenate([above, shown, between, marked], 1)  # (n, strip + 2 h + 1, w, 3)
+        check_number("n_columns", self.n_columns, low=1, integer=True)
         n_columns = min(self.n_columns, n_images)
         if ax is None:
             n_rows, inch = -(-n_images // n_columns), _SIDE / max(height, width)

@@ -302,6 +302,11 @@ def test_warm_start_goes_on_with_the_same_classes(digits):
         (lambda _: pd.Series(["a"] * 99 + [None], dtype="category"), ValueError, "Give -1 where"),
         (lambda _: pl.Series(["a"] * 99 + [None]), ValueError, "Give -1 where"),
         (lambda y: torch.from_numpy(y).to_sparse(), TypeError, "y must be a dense tensor"),
+        (
+            lambda y: np.where(y > 4, y.astype(np.uint8), -1).astype(np.uint8),
+            ValueError,
+            "becomes 255",
+        ),
         (lambda y: y + 0.5, ValueError, "Unknown label type: continuous"),
         (
             lambda y: np.where(y > 4, y.astype(object), "c1"),

@@ -235,8 +235,9 @@ def test_a_dashed_line_cuts_a_dendrogram_into_the_clusters(fitted):
         *_, line = display.ax_.lines
         height = line.get_ydata()[0]
         assert line.get_linestyle() == "--"
-        above = [merger for merger in drawn_mergers(display).values() if merger > height]
-        assert len(above) == (n_clusters or 12) - 1
+        heights = np.array(list(drawn_mergers(display).values()))
+        # Mergers may be of one height, between which no line can pass.
+        assert (heights > height).sum() <= (n_clusters or 12) - 1 <= (heights >= height).sum()
     est.set_params(n_clusters=8)
     styles = [
         line.get_linestyle() for line in DendrogramDisplay.from_estimator(est, n_leaves=7).ax_.lines

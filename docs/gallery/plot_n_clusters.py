@@ -29,9 +29,9 @@ est.set_params(n_clusters=12)
 DendrogramDisplay.from_estimator(est, n_leaves=20)
 
 # %%
-# Where the distance steps up, what is merged next is farther apart than what was merged before: a
-# good number of clusters is one before a large step. The step before all becomes one cluster is
-# often the largest, and says little; look among the numbers that would be of use, here 3 to 30.
+# Where the distance steps up, what is merged next is farther apart than what was merged before: the
+# numbers before large steps are candidates. The largest steps are often near the top, where odd
+# clusters join last, and say little; look among the numbers that would be of use, here 3 to 30.
 numbers = np.arange(2, 31)
 steps = np.diff(est.distances_, prepend=0)[n_components - numbers]
 chosen = numbers[1:][steps[1:].argmax()]

@@ -98,7 +98,7 @@ checkpoint, checkpoint_minutes, max_minutes, distributed
             As for `DCGMMEstimator`.
         y : array-like of shape (n_samples,)
             Classes; -1 where unknown. Names of classes are then of dtype object, as in
-            ``np.where(known, names.astype(object), -1)``.
+            ``np.where(known, names.astype(object), -1)``; numbers are of a signed type.
         sample_weight : array-like of shape (n_samples,), default=None
             Weights of the images; None weighs all the same.
         X_val : array-like or Tensor, default=None

@@ -52,11 +52,15 @@ def test_the_script_for_a_gpu_tries_on_the_cpu(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(steps, "SECONDS", 0.0)
     path = tmp_path / "gpu.jsonl"
     stacks = ["flat 49", "auto, atoms", "auto, pyramid"]
-    gpu.main(["--data", "digits", "--device", "cpu", "--output", str(path), "--stacks", *stacks])
+    arguments = ["--data", "digits", "--device", "cpu", "--output", str(path)]
+    gpu.main([*arguments, "--stacks", *stacks])
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert len(rows) == len(stacks) * len(gpu.BATCH_SIZES)
     assert all(row["difference"] <= gpu.TOLERANCE for row in rows)
     assert all(row["step_images_s_device"] > 0 for row in rows)
+    monkeypatch.setattr(gpu, "TOLERANCE", -1.0)
+    with pytest.raises(SystemExit, match="differ by"):
+        gpu.main([*arguments, "--stacks", "flat 49"])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

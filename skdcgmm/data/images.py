@@ -271,7 +271,7 @@ class Images:
             From a number of images to that of all processes which train together: their batches,
             as many in each, have `batch_size` images together.
         """
-        kept = self.kept
+        kept = rng.permutation(self.kept)
         held_out = np.empty(0, dtype=np.intp) if self.held_out is None else self.held_out
         images, label_weight = self, 1.0
         if self.y is not None:

@@ -534,8 +534,8 @@ def encode_labels(y: Any) -> tuple[NDArray[Any], NDArray[np.int64]]:
         )
     if labels.dtype.kind == "u" and (labels == np.iinfo(labels.dtype).max).any():
         raise ValueError(
-            f"y is of type {labels.dtype}, in which -1 for unknown becomes {labels.max()}, and some "
-            "are that. Give signed integers: y.astype(int), before any are set to -1."
+            f"y is of type {labels.dtype}, in which -1 for unknown becomes {labels.max()}, and it "
+            "holds that. Give signed integers: y.astype(int), before any are set to -1."
         )
     known = np.flatnonzero(is_known(labels))
     if not len(known):

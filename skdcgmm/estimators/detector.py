@@ -37,8 +37,9 @@ from skdcgmm.model.tree import Mixtures, Tree
 from skdcgmm.model.windows import Size
 from skdcgmm.training import ranks
 
-# Parts of the images to calibrate with that are scored by what the others say, and images for that.
-_N_FOLDS, _MIN_FOLDED = 5, 10
+# Parts of the images to calibrate with that are scored by what the others say, and number of images
+# below which each is one: a part less would matter.
+_N_FOLDS, _MIN_FOLDED = 5, 100
 # Least number of images held out that tell how the whole of new ones scores.
 _MIN_WHOLE = 30
 # Share of the images held out by default, and least number of images for that: of fewer, those that
@@ -492,10 +493,11 @@ distributed
             few = len(rows) < (_MIN_HELD_OUT_OF if seen else _MIN_WHOLE)
             self._calibrated = Calibrated(n_windows, n_layers).fit(rows, rng, few=few)
             scores = self._calibrated.score(rows)
-            if not seen and len(rows) >= _MIN_FOLDED:
+            if not seen and len(rows) > 2:
                 # What is learnt from an image makes it score higher than a new one.
-                for learnt, new in KFold(_N_FOLDS, shuffle=True, random_state=rng).split(rows):
-                    folded = Calibrated(n_windows, n_layers).fit(rows[learnt], rng)
+                n_folds = _N_FOLDS if len(rows) >= _MIN_FOLDED else len(rows)
+                for learnt, new in KFold(n_folds, shuffle=True, random_state=rng).split(rows):
+                    folded = Calibrated(n_windows, n_layers).fit(rows[learnt], rng, few=few)
                     scores[new] = folded.score(rows[new])
         else:
             scores = ranks.together(self._score(images, self._method, self._layer))

@@ -357,6 +357,7 @@ class AnomalyDisplay:
         self
         """
         check_number("low", low, low=-np.inf, high=0, open_low=True)
+        check_number("n_columns", self.n_columns, low=1, integer=True)
         height, width, channels = (*self.image_shape, 1)[:3]
         images = self.images.reshape(-1, height, width, channels)
         n_images = len(images)
@@ -377,7 +378,6 @@ class AnomalyDisplay:
         strip = 0 if self.scores is None else math.ceil(_STRIP * max(height, width))
         above, between = (np.ones((n_images, rows, width, 3)) for rows in (strip, 1))
         pairs = np.concatenate([above, shown, between, marked], 1)  # (n, strip + 2 h + 1, w, 3)
-        check_number("n_columns", self.n_columns, low=1, integer=True)
         n_columns = min(self.n_columns, n_images)
         if ax is None:
             n_rows, inch = -(-n_images // n_columns), _SIDE / max(height, width)

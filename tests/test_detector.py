@@ -326,6 +326,13 @@ def test_images_held_out_are_not_started_from(digits):
     rng = np.random.RandomState(1)
     sampled = images.sample(10**6, rng).rows
     assert sorted(map(tuple, sampled)) == sorted(map(tuple, images.rows[images.kept]))
+    # In another order, the images held out leave the units as they are, and all else.
+    turned = digits[0].copy()
+    turned[images.held_out] = turned[images.held_out[::-1]]
+    make = {"image_shape": (8, 8), "validation_fraction": 0.2, "max_epochs": 1, "random_state": 0}
+    one, other = (DCGMMEstimator(pixels="tiles", **make).fit(X) for X in (digits[0], turned))
+    for name, means in one.means_.items():
+        np.testing.assert_allclose(means, other.means_[name], atol=1e-3)
 
 
 def test_what_a_stack_knows_by_heart_does_not_count_beside_windows(digits):

@@ -262,11 +262,8 @@ class Calibrated:
     def __init__(self, n_windows: int, n_layers: int) -> None:
         self.n_windows, self.n_layers = n_windows, n_layers
 
-    def fit(self, rows: FloatArray, rng: RandomState, *, few: bool = False) -> Self:
-        """Learn from rows of what `Extremes` and `Surprise` measure of normal images.
-
-        `few` says that they are too few to know the whole: it does not count beside windows.
-        """
+    def fit(self, rows: FloatArray, rng: RandomState) -> Self:
+        """Learn from rows of what `Extremes` and `Surprise` measure of normal images."""
         self._upright, self._weight = 0.0, 1.0 if self.n_layers else 0.0
         if self.n_windows:
             self._extremes = Extremes().fit(rows[:, : self.n_windows])
@@ -276,9 +273,8 @@ class Calibrated:
             if self.n_windows:
                 scores = self._surprise.score(whole)
                 spread = float(scores[np.isfinite(scores)].std())
-                known = not few and spread > 0
-                self._upright = self._surprise.upright(whole) if known else 0.0
-                self._weight = _WHOLE_WEIGHT * self._upright / spread if known else 0.0
+                self._upright = self._surprise.upright(whole) if spread > 0 else 0.0
+                self._weight = _WHOLE_WEIGHT * self._upright / spread if spread > 0 else 0.0
         return self
 
     def score(self, rows: FloatArray) -> FloatArray:

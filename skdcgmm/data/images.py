@@ -5,7 +5,7 @@ import math
 import mmap
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,16 +55,8 @@ class Batch(NamedTuple):
     complete: bool = False
 
 
-class HeldOut(NamedTuple):
-    """Images that training has not seen.
-
-    Attributes
-    ----------
-    take : callable
-        Gives some of them, at most a number.
-    """
-
-    take: Callable[[int], "Images"]
+# Gives some of the images that training has not seen, at most a number.
+HeldOut = Callable[[int], "Images"]
 
 
 class Epochs(NamedTuple):
@@ -91,7 +83,7 @@ class Epochs(NamedTuple):
         if images is None:
             return self
         validation = partial(images.in_order, batch_size, like)
-        return self._replace(validation=validation, held_out=HeldOut(images.evenly))
+        return self._replace(validation=validation, held_out=images.evenly)
 
 
 class Moments(NamedTuple):
@@ -176,7 +168,7 @@ class Images:
     def __len__(self) -> int:
         return len(self.rows)
 
-    @property
+    @cached_property
     def kept(self) -> IntArray:
         """Numbers of the images to learn from."""
         everyone = np.arange(len(self))
@@ -271,6 +263,7 @@ class Images:
             From a number of images to that of all processes which train together: their batches,
             as many in each, have `batch_size` images together.
         """
+        # One draw more than needed, so that a seed goes on to give what it has given.
         kept = rng.permutation(self.kept)
         held_out = np.empty(0, dtype=np.intp) if self.held_out is None else self.held_out
         images, label_weight = self, 1.0
@@ -291,8 +284,9 @@ class Images:
         if not total(len(held_out)):
             return epochs
         validation = partial(batches, held_out, max(1, -(-len(held_out) // batch_size)))
-        some = HeldOut(lambda n_images: self.take(held_out[:n_images]))
-        return epochs._replace(validation=validation, held_out=some)
+        return epochs._replace(
+            validation=validation, held_out=lambda n_images: self.take(held_out[:n_images])
+        )
 
     def in_order(self, batch_size: int, like: Tensor) -> Iterator[Batch]:
         """Batches of all images, to judge progress by."""

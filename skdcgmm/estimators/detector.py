@@ -37,10 +37,10 @@ from skdcgmm.model.tree import Mixtures, Tree
 from skdcgmm.model.windows import Size
 from skdcgmm.training import ranks
 
-# Parts of the images to calibrate with that are scored by what the others say, and number of images
-# below which each is one: a part less would matter.
+# Parts of the images to calibrate with, each scored by what the others teach, and number of images
+# below which each image is a part: a fifth less would teach too little.
 _N_FOLDS, _MIN_FOLDED = 5, 100
-# Least number of images held out that tell how the whole of new ones scores.
+# Least number of images held out that know the whole, which does not count beside windows else.
 _MIN_WHOLE = 30
 # Share of the images held out by default, and least number of images for that: of fewer, those that
 # are left would teach too little.
@@ -418,7 +418,7 @@ distributed
         seed = self.random_state if isinstance(self.random_state, int | np.integer) else rng
         rng = ranks.of_first(check_random_state(seed))
         self._learn_windows(data, rng)
-        new = None if held_out is None else held_out.take(N_CALIBRATION)
+        new = None if held_out is None else held_out(N_CALIBRATION)
         if new is None or min(ranks.gather(len(new))) < 2:
             self._calibrate(data.sample(N_CALIBRATION, rng), rng, seen=True)
         else:
@@ -485,19 +485,20 @@ distributed
             check_no_overflow(windows)
             self._extremes = Extremes().fit(windows)
         if self._method in _CALIBRATED:
-            of_windows, of_whole = self._parts_of_score()
+            n_images = ranks.total(len(images))
+            few = n_images < (_MIN_HELD_OUT_OF if seen else _MIN_WHOLE)
+            of_windows, of_whole = self._parts_of_score(few=few)
             rows = ranks.together(self._measure(images, windows=of_windows, whole=of_whole))
             check_no_overflow(rows)
             n_layers = len(self._stack.names) if of_whole else 0
             n_windows = windows.shape[1] if of_windows else 0
-            few = len(rows) < (_MIN_HELD_OUT_OF if seen else _MIN_WHOLE)
-            self._calibrated = Calibrated(n_windows, n_layers).fit(rows, rng, few=few)
+            self._calibrated = Calibrated(n_windows, n_layers).fit(rows, rng)
             scores = self._calibrated.score(rows)
             if not seen and len(rows) > 2:
                 # What is learnt from an image makes it score higher than a new one.
                 n_folds = _N_FOLDS if len(rows) >= _MIN_FOLDED else len(rows)
                 for learnt, new in KFold(n_folds, shuffle=True, random_state=rng).split(rows):
-                    folded = Calibrated(n_windows, n_layers).fit(rows[learnt], rng, few=few)
+                    folded = Calibrated(n_windows, n_layers).fit(rows[learnt], rng)
                     scores[new] = folded.score(rows[new])
         else:
             scores = ranks.together(self._score(images, self._method, self._layer))
@@ -510,15 +511,16 @@ distributed
         """Whether there were windows to learn."""
         return self._patches is not None and bool(self._patches.parts)
 
-    def _parts_of_score(self) -> tuple[bool, bool]:
-        """Whether the score is one of windows, and of the whole."""
+    def _parts_of_score(self, *, few: bool) -> tuple[bool, bool]:
+        """Whether the score is one of windows, and of the whole; `few` images know windows only."""
         of_windows, of_whole = _CALIBRATED[self._method]
         if of_windows and not of_whole and not self._sees_windows:
             raise ValueError(
                 f"score_method={self._method!r} needs windows, and no image of fit had one without "
                 "missing pixels, NaN. Choose a smaller window_size, or score_method='surprise'."
             )
-        return of_windows and self._sees_windows, of_whole
+        of_windows = of_windows and self._sees_windows
+        return of_windows, of_whole and not (of_windows and few)
 
     def _measure(self, images: Images, *, windows: bool = False, whole: bool = False) -> FloatArray:
         """Rows of numbers that a score of windows, of the whole, or of both is made of."""
@@ -551,7 +553,7 @@ distributed
         self._check_calibrated()
         if self._calibrated is None:
             return self._score(images, self._method, self._layer)
-        of_windows, of_whole = self._parts_of_score()
+        of_windows, of_whole = self._calibrated.n_windows > 0, self._calibrated.n_layers > 0
         return self._calibrated.score(self._measure(images, windows=of_windows, whole=of_whole))
 
     def __getstate__(self) -> dict[str, Any]:

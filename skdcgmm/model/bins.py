@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from skdcgmm.model.windows import Windows
 
-# Of levels so improbable that double precision knows nothing of them.
+# Log probability of levels so improbable that double precision knows nothing of them.
 _LEAST_LOG = -1e5
 
 
